@@ -1,0 +1,276 @@
+"""The container engine: dockerd, or podman's Docker-compatible service, behind one small interface. Only this module imports docker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import docker
+import docker.errors
+import docker.utils
+import requests.exceptions
+
+from release import processes
+from release.errors import EngineError
+from release.types import Container
+
+KINDS: Final = ("docker", "podman")
+TIMEOUT: Final = 900
+"""Seconds that one silent answer of an engine may take (it sends nothing while it unpacks a layer)."""
+ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A container engine that answered: `cli` and `env` start its command line against the same engine."""
+
+    kind: str
+    version: str
+    address: str
+    client: docker.APIClient
+    cli: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, image: str) -> bool:
+        """Say whether the engine holds `image` (an id `sha256:…` or a reference)."""
+        try:
+            self.client.inspect_image(image)
+        except docker.errors.ImageNotFound:
+            return False
+        return True
+
+    def inspect(self, image: str) -> dict[str, Any]:
+        """Return the engine's facts about an image. Raises EngineError where it has none."""
+        with refusals(f"image {image}"):
+            facts: dict[str, Any] = self.client.inspect_image(image)
+            return facts
+
+    def import_rootfs(self, tar: Path, tag: str) -> str:
+        """Make an image of one layer from a root file system tar and return its id."""
+        with refusals(f"importing {tar.name}"), tar.open("rb") as stream:
+            repository, _, name = tag.partition(":")
+            chunks = iter(lambda: stream.read(4 << 20), b"")  # a generator is sent chunked, as the SDK's header promises
+            answer = self.client.import_image_from_stream(chunks, repository=repository, tag=name)
+            for line in str(answer).splitlines():
+                if '"error"' in line:
+                    raise EngineError(f"importing {tar.name}: {line}")
+        return str(self.inspect(tag)["Id"])
+
+    def pull(self, reference: str, on_line: Callable[[str], None] = lambda line: None) -> str:
+        """Pull an image by digest and return its id."""
+        with refusals(f"pulling {reference}"):
+            for event in self.client.pull(reference, stream=True, decode=True):
+                _refuse_error(event, f"pulling {reference}")
+                on_line(str(event.get("status", "")))
+        return str(self.inspect(reference)["Id"])
+
+    def build(
+        self,
+        context: Path,
+        *,
+        tag: str,
+        labels: Mapping[str, str],
+        use_cache: bool = True,
+        on_line: Callable[[str], None] = lambda line: None,
+    ) -> str:
+        """Build `context`/Dockerfile with no network and return the image id.
+
+        Errors come inside a stream whose HTTP status is 200: they are raised as EngineError with the last lines of the build.
+        """
+        lines: list[str] = []
+        with refusals("the image build"):
+            events = self.client.build(
+                path=str(context), tag=tag, labels=dict(labels), nocache=not use_cache, network_mode="none",
+                rm=True, forcerm=True, decode=True,
+            )  # fmt: skip
+            for event in events:
+                for line in ESCAPES.sub("", str(event.get("stream", ""))).replace("\r", "\n").splitlines():
+                    if line.strip():
+                        lines.append(line.rstrip())
+                        on_line(line.strip())
+                _refuse_error(event, "the image build", lines)
+        return str(self.inspect(tag)["Id"])
+
+    def save(self, image: str, target: Path, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+        """Write `docker save` of an image to `target`."""
+        with refusals(f"saving {image}"), target.open("wb") as stream:
+            for chunk in self.client.get_image(image, chunk_size=4 << 20):
+                stream.write(chunk)
+                on_bytes(len(chunk))
+
+    def load(self, archive: Iterable[bytes], image: str) -> None:
+        """Load a docker-archive stream; raises EngineError unless `image` (its id) is there afterwards."""
+        with refusals(f"loading {image}"):
+            for event in self.client.load_image(archive):
+                _refuse_error(event, f"loading {image}")
+        if not self.has(image):
+            raise EngineError(f"the engine took the archive, but has no image {image} afterwards")
+
+    def remove_images(self, label: str) -> None:
+        """Remove every image that carries a label `name=value`, and what the build of it left."""
+        for image in self.client.images(all=False, filters={"label": label}):
+            with contextlib.suppress(docker.errors.APIError):
+                self.client.remove_image(image["Id"], force=True)
+
+    def remove_tag(self, tag: str) -> None:
+        """Remove a tag, if it is there."""
+        with contextlib.suppress(docker.errors.APIError):
+            self.client.remove_image(tag, force=True)
+
+    def start(self, command: Sequence[str]) -> str:
+        """Run a `docker run --detach …` command line on this engine and return the container's id."""
+        lines = processes.run([self.cli, *command[1:]], env=self.env)
+        return lines[-1].strip()
+
+    def running(self, container: str) -> tuple[bool, int]:
+        """Say whether a container runs, and its exit status if it does not."""
+        try:
+            state = self.client.inspect_container(container)["State"]
+        except docker.errors.NotFound:
+            return False, -1
+        return bool(state["Running"]), int(state.get("ExitCode") or 0)
+
+    def logs(self, container: str) -> str:
+        """Return all that a container wrote so far."""
+        with contextlib.suppress(docker.errors.APIError):
+            return bytes(self.client.logs(container)).decode(errors="replace")
+        return ""
+
+    def remove(self, container: str) -> None:
+        """Stop and remove a container, if it is there."""
+        with contextlib.suppress(docker.errors.NotFound):
+            with contextlib.suppress(docker.errors.APIError):
+                self.client.stop(container, timeout=5)
+            self.client.remove_container(container, force=True)
+
+
+def run_command(
+    container: Container,
+    *,
+    image: str,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    memory: str,
+    publish: str,
+    weights: str,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """Return the `docker run` line that starts a release: what the card prints and what the validators run.
+
+    `publish` is host:port:port, `weights` the host folder that becomes /model, read-only. The container has a read-only root,
+    no capabilities and no way to gain privileges, unless the chip's container contract says privileged.
+    """
+    line = ["docker", "run", *extra, "--init", "--read-only", "--tmpfs", "/tmp"]
+    line += ["--privileged"] if container.privileged else ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    line += ["--shm-size", container.shm_size, "--memory", memory]
+    for device in container.devices:
+        line += ["--device", device]
+    for name, value in container.ulimits.items():
+        line += ["--ulimit", f"{name}={value}"]
+    for mount in container.mounts:
+        line += ["--volume", mount]
+    line += ["--publish", publish, "--volume", f"{weights}:/model:ro"]
+    for name, value in {**container.env, **env}.items():
+        line += ["--env", f"{name}={value}"]
+    return [*line, image, *argv]
+
+
+@contextlib.contextmanager
+def connect(kind: str = "auto") -> Iterator[Engine]:
+    """Give the container engine of this machine.
+
+    `kind` is "docker", "podman" or "auto": what DOCKER_HOST or the default socket answers, else podman, whose service is started on a
+    private socket and ends with the block. Raises EngineError with the next step when none can be had.
+    """
+    if kind in ("auto", "docker"):
+        try:
+            yield _docker()
+            return
+        except EngineError:
+            if kind == "docker" or not processes.find("podman"):
+                raise
+    with _podman() as engine:
+        yield engine
+
+
+def _docker() -> Engine:
+    try:
+        client = docker.APIClient(**docker.utils.kwargs_from_env(), timeout=TIMEOUT, version="auto")
+        version = client.version()
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as problem:
+        raise EngineError(
+            f"no container engine answers at {os.environ.get('DOCKER_HOST', 'the default socket')}: {_first_line(problem)}",
+            next_step="start one (`sudo systemctl start docker`), or install one: `sudo apt-get install docker.io`, or `podman`",
+        ) from problem
+    is_podman = any("podman" in str(part.get("Name", "")).lower() for part in version.get("Components", []))
+    cli = processes.find("docker") or processes.find("podman") or "docker"
+    return Engine("podman" if is_podman else "docker", str(version["Version"]), client.base_url, client, cli)
+
+
+@contextlib.contextmanager
+def _podman() -> Iterator[Engine]:
+    program = processes.find("podman")
+    if not program:
+        raise EngineError("podman is not installed", next_step="sudo apt-get install podman")
+    with tempfile.TemporaryDirectory(prefix="release-podman-") as folder:
+        home = Path(folder)
+        settings = home / "containers.conf"
+        settings.write_text(f"[containers]\ndefault_ulimits = [{_ulimits()}]\n")
+        env = {"CONTAINERS_CONF": str(settings)}
+        address = f"unix://{home}/podman.sock"
+        # The service ends by itself when nobody has asked for a while, so that it cannot outlive a build that was killed by much.
+        service = processes.background(
+            [program, "system", "service", "--time", "300", address], env=env, log=home / "service.log"
+        )  # fmt: skip
+        try:
+            if not processes.wait_until(lambda: (home / "podman.sock").exists() or service.poll() is not None, timeout=30):
+                raise EngineError("podman's service did not open its socket in 30 s")
+            if service.poll() is not None:
+                raise EngineError(f"podman's service ended at once: {(home / 'service.log').read_text().strip()}")
+            client = docker.APIClient(base_url=address, timeout=TIMEOUT, version="auto")
+            yield Engine("podman", str(client.version()["Version"]), address, client, program, env)
+        finally:
+            processes.stop(service)
+
+
+def _ulimits() -> str:
+    """Return limits that the kernel grants us: podman as root asks for more and then starts no container at all."""
+    pairs = []
+    for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        hard = resource.getrlimit(number)[1]
+        bound = 1 << 20 if hard == resource.RLIM_INFINITY else min(hard, 1 << 20)
+        pairs.append(f'"{name}={bound}:{bound}"')
+    return ", ".join(pairs)
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn what the SDK raises into EngineError."""
+    try:
+        yield
+    except docker.errors.BuildError as problem:
+        raise EngineError(f"{what}: {_first_line(problem)}") from problem
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as problem:
+        text = _first_line(problem)
+        hint = "free some space: `release doctor` shows how much is left" if "no space left" in text.lower() else ""
+        raise EngineError(f"{what}: {text}", next_step=hint) from problem
+
+
+def _refuse_error(event: Mapping[str, Any], what: str, lines: Sequence[str] = ()) -> None:
+    if "error" in event or "errorDetail" in event:
+        text = str(event.get("error") or event["errorDetail"].get("message"))
+        hint = "free some space: `release doctor` shows how much is left" if "no space left" in text.lower() else ""
+        tail = "the last lines of the build:\n" + "\n".join(lines[-processes.TAIL :]) if lines else hint
+        raise EngineError(f"{what}: {text.strip()}", next_step=hint or tail)
+
+
+def _first_line(problem: BaseException) -> str:
+    explanation = getattr(problem, "explanation", None)
+    return str(explanation or problem).strip().splitlines()[0] if str(explanation or problem).strip() else type(problem).__name__

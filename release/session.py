@@ -1,0 +1,80 @@
+"""What the stages of one run share: the container engine, the servers they talk to, and the guard that clears up after all of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from release.guard import Guard
+
+if TYPE_CHECKING:
+    from release.containers import Engine
+    from release.validators.serving import Server
+
+
+class Session:
+    """Made at the start of a run, closed at its end. Everything in it comes into being when it is first asked for.
+
+    `engine_kind` is "auto", "docker" or "podman"; `use_build_cache` lets the engine reuse its own layers.
+    """
+
+    def __init__(self, engine_kind: str = "auto", *, use_build_cache: bool = True) -> None:
+        self.engine_kind = engine_kind
+        self.use_build_cache = use_build_cache
+        self._stack = ExitStack()
+        self._lock = threading.RLock()
+        self._engine: Engine | None = None
+        self._guard: Guard | None = None
+        self._servers: dict[str, Server] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    @property
+    def guard(self) -> Guard:
+        """The guard of this run."""
+        with self._lock:
+            if self._guard is None:
+                self._guard = Guard()
+            return self._guard
+
+    @property
+    def engine(self) -> Engine:
+        """The container engine of this run."""
+        with self._lock:
+            if self._engine is None:
+                from release.containers import connect
+
+                self._engine = self._stack.enter_context(connect(self.engine_kind))
+            return self._engine
+
+    def once(self, key: str) -> threading.Lock:
+        """Return the lock of a key: what two stages would do at once to one thing, one does and the other finds done."""
+        with self._lock:
+            return self._locks.setdefault(key, threading.Lock())
+
+    def server(self, key: str, start: Callable[[ExitStack], Server]) -> Server:
+        """Return the running server under `key`; the first to ask starts it, and the session stops it at its end."""
+        with self.once(key):
+            if key not in self._servers:
+                own = ExitStack()
+                try:
+                    server = start(own)
+                except BaseException:
+                    own.close()
+                    raise
+                with self._lock:
+                    self._stack.push(own)
+                    self._servers[key] = server
+            return self._servers[key]
+
+    def close(self) -> None:
+        """Stop the servers, let go of the engine, end the guard."""
+        self._stack.close()
+        if self._guard is not None:
+            self._guard.close()
+
+    def abandon(self) -> None:
+        """Leave everything to the guard, and wait until it has cleared up. For Ctrl-C, when stages still run."""
+        if self._guard is not None:
+            self._guard.close()
