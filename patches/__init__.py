@@ -1,0 +1,1 @@
+"""Vendor patch sets: read, checked, applied."""
