@@ -1,0 +1,1 @@
+"""What turns locked inputs into sources, wheels, weights and images."""

@@ -1,0 +1,109 @@
+"""The lowest layers of an image: a Debian root file system made on the host, or an image pulled by digest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from release import processes
+from release.builders.layer import rewrite_tar
+from release.containers import Engine
+from release.errors import EngineError, FetchError, StageError
+from release.oci import sha256_file
+from release.progress import Line
+from release.types import Bootstrap
+
+ROOTFS: Final = "rootfs.tar"
+STEPS: Final = re.compile(r"I: (?P<text>.*)")
+
+
+def pull_base(image: str, engine: Engine, line: Line) -> dict[str, Any]:
+    """Pull a base image by digest into the engine and return what identifies it."""
+    line.note(f"pulling {image}")
+    engine.pull(image, on_line=line.note)
+    return {"kind": "image", "image": image, "diff-ids": engine.inspect(image)["RootFS"]["Layers"]}
+
+
+def make_base(spec: Bootstrap, architecture: str, *, out: Path, scratch: Path, line: Line) -> dict[str, Any]:
+    """Make a base and return what identifies it: its name inside the engine, its diff id, and its packages with their versions."""
+    packages = bootstrap(spec, architecture, out / ROOTFS, scratch, line)
+    digest = sha256_file(out / ROOTFS)
+    tag = f"release-base:{digest.removeprefix('sha256:')[:24]}"
+    size = (out / ROOTFS).stat().st_size
+    return {"kind": "bootstrap", "image": tag, "diff-ids": [digest], "bytes": size, "packages": packages}
+
+
+def provide_base(facts: dict[str, Any], folder: Path, engine: Engine) -> None:
+    """See to it that the engine holds the base. Raises EngineError if what it holds then is something else."""
+    if not engine.has(facts["image"]):
+        if facts["kind"] == "image":
+            engine.pull(facts["image"])
+        else:
+            engine.import_rootfs(folder / ROOTFS, facts["image"])
+    held = engine.inspect(facts["image"])["RootFS"]["Layers"]
+    if held != facts["diff-ids"]:
+        raise EngineError(f"the engine's {facts['image']} has the layers {held}, not {facts['diff-ids']}")
+
+
+def bootstrap(spec: Bootstrap, architecture: str, target: Path, scratch: Path, line: Line) -> dict[str, str]:
+    """Write a minimal Debian root file system to `target` as one normalised tar and return its packages with their versions.
+
+    Reproducible for one state of the mirror: mmdebstrap honours SOURCE_DATE_EPOCH. The mirror is the one of the host's own apt
+    configuration; no address of it is left inside. Raises FetchError when mmdebstrap is missing or fails.
+    """
+    program = processes.find("mmdebstrap")
+    if not program:
+        raise FetchError("mmdebstrap is not installed", next_step="sudo apt-get install mmdebstrap")
+    raw = scratch / "raw.tar"
+    argv = [program, "--variant=minbase", f"--architectures={architecture}", f"--include={','.join(sorted(spec.include))}"]
+    argv += ['--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*']
+    argv += [spec.suite, str(raw), *_mirrors(spec.suite)]
+
+    def hear(text: str) -> None:
+        if step := STEPS.match(text):
+            line.note(step["text"])
+
+    try:
+        processes.run(argv, env={"SOURCE_DATE_EPOCH": str(spec.epoch), "TMPDIR": str(scratch)}, on_line=hear)
+    except StageError as problem:
+        hint = "mmdebstrap needs root, or user namespaces (`sysctl kernel.unprivileged_userns_clone=1`) and `apt-get install uidmap`\n"
+        raise FetchError(f"no root file system: {problem.message}", next_step=hint + problem.next_step) from problem
+    line.note("normalising")
+    with target.open("wb") as output:
+        rewrite_tar(raw, output, epoch=spec.epoch)
+    packages = dict(_packages(raw))
+    raw.unlink()
+    return packages
+
+
+def _mirrors(suite: str) -> list[str]:
+    """Return the Debian mirrors of the host's own apt configuration as sources.list lines for `suite`; none lets mmdebstrap choose."""
+    if not processes.find("apt-get"):
+        return []
+    try:
+        lines = processes.run(["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME)", "Created-By: Packages"])
+    except StageError:
+        return []
+    found: dict[str, None] = {}
+    for text in lines:
+        site, _, codename = text.partition(" ")
+        if codename in (suite, f"{suite}-updates", f"{suite}-security") and "debian" in site:
+            found[f"deb {site} {codename} main"] = None
+    return list(found)
+
+
+def _packages(tar: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and version of every Debian package in a root file system tar (deb-control format of dpkg's status file)."""
+    import tarfile
+
+    with tarfile.open(tar) as archive:
+        status = archive.extractfile("./var/lib/dpkg/status")
+        assert status is not None
+        name = ""
+        for text in status.read().decode(errors="replace").splitlines():
+            if text.startswith("Package: "):
+                name = text.removeprefix("Package: ")
+            elif text.startswith("Version: "):
+                yield name, text.removeprefix("Version: ")

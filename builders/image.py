@@ -1,0 +1,130 @@
+"""The serving image: a Dockerfile and a lock rendered from what is pinned, built with no network, normalised into one OCI layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import tomli_w
+
+from release import oci
+from release.builders.layer import debris
+from release.builders.normalise import docker_archive, normalise
+from release.containers import Engine
+from release.errors import EngineError
+from release.progress import Line
+from release.oci import link_or_copy
+from release.templates.render import render
+
+TAG: Final = "image"
+"""The name of the image inside its layout."""
+WHEELS: Final = "wheels"
+"""The folder of the context and of the first layers from which wheels are installed."""
+BUILD_LABEL: Final = "org.release.build"
+
+
+def pylock(wheels: Sequence[Mapping[str, Any]], python: str) -> str:
+    """Return wheels as a pylock.toml (PEP 751), every one by relative path, size and digest; no address of an index."""
+    packages = [
+        {
+            "name": wheel["name"],
+            "version": wheel["version"],
+            "wheels": [
+                {"path": f"wheels/{wheel['file']}", "size": wheel["bytes"], "hashes": {"sha256": wheel["sha256"].removeprefix("sha256:")}}
+            ],
+        }
+        for wheel in wheels
+    ]
+    document = {"lock-version": "1.0", "requires-python": f"=={python}.*", "created-by": "release", "packages": packages}
+    return tomli_w.dumps(document)
+
+
+def requirements(wheels: Sequence[Mapping[str, Any]]) -> str:
+    """Return wheels as pip requirements with digests, pip itself left out: it only installs."""
+    return "".join(f"{wheel['name']}=={wheel['version']} --hash={wheel['sha256']}\n" for wheel in wheels if wheel["name"] != "pip")
+
+
+def installer(wheels: Sequence[Mapping[str, Any]]) -> str:
+    """Return the file of the pip wheel, which installs the others out of itself. Raises EngineError where it is not pinned."""
+    for wheel in wheels:
+        if wheel["name"] == "pip":
+            return str(wheel["file"])
+    raise EngineError("the pins do not contain pip, which installs them", next_step="add a pip==… line to the pins file")
+
+
+def dockerfile(template: str, *, base: str, wheels: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
+    """Return the rendered Dockerfile."""
+    return render(template, {"base": base, "installer": installer(wheels), "labels": labels})
+
+
+def build_image(
+    engine: Engine,
+    *,
+    rendered: Path,
+    wheels: Sequence[Path],
+    labels: Mapping[str, str],
+    base_diff_ids: Sequence[str],
+    epoch: int,
+    key: str,
+    use_cache: bool,
+    out: Path,
+    scratch: Path,
+    line: Line,
+) -> dict[str, Any]:
+    """Build, save and normalise the image into an OCI layout under `out`; return manifest, config, layers and compressor.
+
+    The engine keeps nothing of the first build: what is served and published is the normalised image.
+    """
+    context = scratch / "context"
+    (context / WHEELS).mkdir(parents=True)
+    link_or_copy(rendered / "Dockerfile", context / "Dockerfile")
+    link_or_copy(rendered / "requirements.txt", context / WHEELS / "requirements.txt")
+    for folder in wheels:
+        for wheel in folder.glob("*.whl"):
+            link_or_copy(wheel, context / WHEELS / wheel.name)
+    tag = f"release-build:{key[:24]}"
+    build_label = f"{BUILD_LABEL}={key[:24]}"
+    try:
+        line.note("sending wheels")
+        image = engine.build(context, tag=tag, labels={BUILD_LABEL: key[:24]}, use_cache=use_cache, on_line=line.note)
+        archive = scratch / "image.tar"
+        line.note("saving")
+        line.expect(int(engine.inspect(image)["Size"]), "bytes")
+        engine.save(image, archive, on_bytes=line.advance)
+    finally:
+        engine.remove_images(build_label)
+    line.note("normalising")
+    line.expect(archive.stat().st_size, "bytes")
+    layout = oci.Layout.create(out / "layout")
+    made = normalise(
+        archive, layout, epoch=epoch, base_diff_ids=frozenset(base_diff_ids), labels=labels, created_by="release",
+        drop=left_out, on_bytes=line.advance,
+    )  # fmt: skip
+    layout.set_index([made.manifest.named(TAG)])
+    return {
+        "manifest": made.manifest.to_json(),
+        "config": made.config_digest,
+        "layers": [
+            {"diff-id": layer.diff_id, "digest": layer.digest, "bytes": layer.size, "unpacked": layer.uncompressed_size} for layer in made.layers
+        ],
+        "compressor": made.compressor,
+        "built-with": f"{engine.kind} {engine.version}",
+    }
+
+
+def left_out(name: str, layer: Collection[str]) -> bool:
+    """Say whether a path of a layer stays out of the release: the wheels that were installed, and what every build leaves behind."""
+    return name == WHEELS or name.startswith(f"{WHEELS}/") or debris(name, layer)
+
+
+def provide_image(facts: Mapping[str, Any], folder: Path, engine: Engine, line: Line | None = None) -> str:
+    """See to it that the engine holds the normalised image and return its id, which is its config's digest."""
+    image = str(facts["config"])
+    if not engine.has(image):
+        layout = oci.Layout.open(folder / "layout")
+        manifest = layout.find(TAG)
+        if line:
+            line.note("loading the image into the engine")
+        engine.load(docker_archive(layout, manifest, have=frozenset()), image)
+    return image
