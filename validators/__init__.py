@@ -1,0 +1,1 @@
+"""What looks at a running server or a file and returns verdicts."""

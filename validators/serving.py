@@ -1,0 +1,94 @@
+"""A release being served: started with the card's own command, watched until it is healthy, stopped without a trace."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+from uuid import uuid4
+
+import requests
+
+from release.containers import Engine
+from release.errors import ServingError
+from release.guard import Guard
+
+POLL: Final = 0.25
+LAST_LINES: Final = 20
+
+
+@dataclass(frozen=True)
+class Server:
+    """A healthy server: where it listens, the command that started it, and how long it took to become healthy in seconds."""
+
+    url: str
+    container: str
+    command: tuple[str, ...]
+    ready_after: float
+    engine: Engine
+
+    def log(self) -> str:
+        """Return all that the server wrote so far."""
+        return self.engine.logs(self.container)
+
+
+def start(
+    engine: Engine,
+    guard: Guard,
+    stack: ExitStack,
+    command: Callable[[str, Sequence[str]], list[str]],
+    *,
+    health: str,
+    within: float,
+    port: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Server:
+    """Start a container and return it once `health` answers 200; `stack` stops and removes it.
+
+    `command(publish, extra)` gives the `docker run` line for a published address and extra flags. Raises ServingError with the last
+    lines of the server's log as soon as the container ends, or after `within` seconds.
+    """
+    name = f"release-{uuid4().hex[:12]}"
+    host_port = free_port()
+    line = command(f"127.0.0.1:{host_port}:{port}", ("--detach", "--name", name))  # and not --rm: its log must outlive it
+    stack.enter_context(guard.watch("command", engine.cli, "rm", "--force", "--volumes", name))
+    stack.callback(engine.remove, name)
+    began = time.monotonic()
+    engine.start(line)
+    url = f"http://127.0.0.1:{host_port}"
+    with requests.Session() as session:
+        session.trust_env = False
+        while True:
+            runs, status = engine.running(name)
+            if not runs:
+                raise ServingError(f"the server ended with status {status} before it was healthy", next_step=_tail(engine.logs(name)))
+            try:
+                if session.get(url + health, timeout=5).status_code == 200:
+                    break
+            except requests.RequestException:
+                pass
+            waited = time.monotonic() - began
+            if waited > within:
+                raise ServingError(f"the server was not healthy after {within:.0f} s", next_step=_tail(engine.logs(name)))
+            say(f"waiting for {health}, {waited:.0f} s")
+            time.sleep(POLL)
+    return Server(url, name, tuple(line), round(time.monotonic() - began, 2), engine)
+
+
+def free_port(port: int = 0) -> int:
+    """Return `port` (or any free one for 0) on 127.0.0.1. Raises ServingError when it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as problem:
+            raise ServingError(f"port {port} on 127.0.0.1 is taken", next_step="give another one with --port") from problem
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip()][-LAST_LINES:]
+    return "the last lines of its log:\n" + "\n".join(lines) if lines else "its log is empty"
