@@ -1,0 +1,1 @@
+"""Where a release goes: record, card, layout, registry."""

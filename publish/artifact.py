@@ -1,0 +1,177 @@
+"""One release as one OCI index: image, weights (CNCF ModelPack), record and card; and back from the index to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from release import oci
+from release.errors import VerificationError
+from release.oci import Descriptor, Layout
+from release.types import JSON, RELATIVE, split_cell
+
+RECORD_TYPE: Final = "application/vnd.release.record.v1+json"
+CARD_TYPE: Final = "application/vnd.release.card.v1"
+MODEL_TYPE: Final = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG: Final = "application/vnd.cncf.model.config.v1+json"
+FILE_PATH: Final = "org.cncf.model.filepath"
+CELL: Final = "org.release.cell"
+
+
+def assemble(inputs: Mapping[str, Path], tag: str, target: Path) -> Descriptor:
+    """Write the release whose stage outputs are `inputs` into a new layout at `target` and return its index under `tag`.
+
+    Record and card are referrers of the image (`subject`) and carry the cell's id, because several cells may share one image; the
+    index names them too, so that one digest pins everything.
+    """
+    record = json.loads((inputs["card"] / "release.json").read_bytes())
+    layout = Layout.create(target)
+    cell = {CELL: record["cell"]}
+    built = Layout.open(inputs["image"] / "layout")
+    image = built.find("image")
+    for blob in (image, *oci.children(image, built)):
+        layout.copy_from(built, blob)
+    image = replace(image, annotations={})
+    evidence = [
+        layout.put_file("application/octet-stream", inputs["card"] / file["path"], {oci.TITLE: file["path"]}) for file in record["evidence"]
+    ]
+    record_file = layout.put_file("application/json", inputs["card"] / "release.json", {oci.TITLE: "release.json"})
+    card_file = layout.put_file("text/markdown", inputs["card"] / "README.md", {oci.TITLE: "README.md"})
+    entries = [
+        image,
+        oci.put_artifact(
+            layout, MODEL_TYPE, _weights(layout, inputs["weights"] / "model"), config=_model_config(layout, record), annotations=cell
+        ),
+        oci.put_artifact(layout, RECORD_TYPE, [record_file, *evidence], subject=image, annotations=cell),
+        oci.put_artifact(layout, CARD_TYPE, [card_file], subject=image, annotations=cell),
+    ]
+    index = {
+        "schemaVersion": 2,
+        "mediaType": oci.IMAGE_INDEX,
+        "manifests": [entry.to_json() if entry.platform else replace(entry, platform=oci.NOWHERE).to_json() for entry in entries],
+        "annotations": {**cell, "org.release.state": record["state"], "org.opencontainers.image.created": record["created"]},
+    }
+    entry = layout.put_json(oci.IMAGE_INDEX, index)
+    layout.set_index([entry.named(tag)])
+    return entry
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a release brought: its record, the folder with weights, card and evidence, and where its image lies."""
+
+    record: JSON
+    folder: Path
+    layout: Layout
+    image: Descriptor
+
+
+def unpack(layout: Layout, entry: Descriptor, folder: Path) -> Pulled:
+    """Check every digest of the release under `entry` and write weights/, release.json, README.md and evidence/ into `folder`.
+
+    The record must speak of exactly this image and these weights. An existing `folder` is replaced, in one rename. Raises
+    VerificationError, and then nothing of the release is there.
+    """
+    layout.verify(entry)
+    parts = _parts(layout, entry)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        (temporary / "weights").mkdir(parents=True)
+        for manifest, key, target in (
+            (parts["weights"], FILE_PATH, temporary / "weights"),
+            (parts["record"], oci.TITLE, temporary),
+            (parts["card"], oci.TITLE, temporary),
+        ):
+            _write_files(layout, manifest, key, target)
+        record = json.loads((temporary / "release.json").read_bytes())
+        _check_record(record, parts["image"], temporary / "weights")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except (OSError, ValueError) as problem:
+        raise VerificationError(f"the release cannot be unpacked: {problem}") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Pulled(record, folder, layout, parts["image"])
+
+
+def _parts(layout: Layout, entry: Descriptor) -> dict[str, Descriptor]:
+    kinds = {MODEL_TYPE: "weights", RECORD_TYPE: "record", CARD_TYPE: "card"}
+    found: dict[str, Descriptor] = {}
+    for child in oci.children(entry, layout):
+        manifest = layout.read(child)
+        kind = kinds.get(str(manifest.get("artifactType")), "image" if child.platform.get("os") == "linux" else "")
+        if not kind or kind in found:
+            raise VerificationError(f"{entry.digest} is not a release: it has {'two of ' + kind if kind else 'an unknown part'}")
+        found[kind] = child
+    if missing := {"image", "weights", "record", "card"} - found.keys():
+        raise VerificationError(f"{entry.digest} is not a release: it has no {', '.join(sorted(missing))}")
+    return found
+
+
+def _write_files(layout: Layout, manifest: Descriptor, key: str, target: Path) -> None:
+    _, *layers = oci.children(manifest, layout)
+    for layer in layers:
+        name = layer.annotations.get(key, "")
+        if not RELATIVE.fullmatch(name):
+            raise VerificationError(f"{manifest.digest} names a file {name!r}")
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise VerificationError(f"{manifest.digest} names the file {name!r} twice")
+        shutil.copyfile(layout.blob(layer.digest), path)
+        os.chmod(path, 0o644)
+
+
+def _check_record(record: Any, image: Descriptor, weights: Path) -> None:
+    try:
+        said_image = record["image"]["manifest"]["digest"]
+        said = {name: file["sha256"] for name, file in record["weights"]["files"].items()}
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise VerificationError(f"the record is not one: {problem!r}") from problem
+    if said_image != image.digest:
+        raise VerificationError(f"the record speaks of image {said_image}, the release carries {image.digest}")
+    there = {str(path.relative_to(weights)): oci.sha256_file(path) for path in sorted(weights.rglob("*")) if path.is_file()}
+    if there != said:
+        differing = sorted(name for name in there.keys() | said.keys() if there.get(name) != said.get(name))
+        raise VerificationError(f"the record and the released weights differ in {', '.join(differing)}")
+
+
+def _weights(layout: Layout, folder: Path) -> list[Descriptor]:
+    """Store weight files as raw layers, one a file (ModelPack media types; the spec advises no compression)."""
+    kinds = {".safetensors": "weight", ".json": "weight.config", ".jinja": "weight.config", ".txt": "weight.config", ".model": "weight.config"}
+    return [
+        layout.put_file(
+            f"application/vnd.cncf.model.{kinds.get(path.suffix, 'doc')}.v1.raw", path, {FILE_PATH: str(path.relative_to(folder))}
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def _model_config(layout: Layout, record: JSON) -> Descriptor:
+    """Store the ModelPack config (model-spec v1 config.md): what the model is, and the digests of its layers."""
+    model = record["model"]
+    config = {
+        "descriptor": {"name": model["name"], "family": model["family"], "vendor": model["vendor"], "licenses": [model["license"]]},
+        "modelfs": {"type": "layers", "diffIds": [file["sha256"] for _, file in sorted(record["weights"]["files"].items())]},
+        "config": {"architecture": "transformer", "format": "safetensors", "precision": record["precision"]},
+    }
+    return layout.put_json(MODEL_CONFIG, config)
+
+
+def cell_of(layout: Layout, entry: Descriptor) -> str:
+    """Return the id of the cell that a release index says it is. Raises VerificationError where it does not say a sound one."""
+    index = layout.read(entry)
+    annotations = index.get("annotations") if isinstance(index, dict) else None
+    cell = annotations.get(CELL) if isinstance(annotations, dict) else None
+    try:
+        split_cell(str(cell))
+    except ValueError as problem:
+        raise VerificationError(f"{entry.digest} is not a release: it names the cell {cell!r}") from problem
+    return str(cell)
