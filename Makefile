@@ -1,0 +1,37 @@
+# make demo   build, serve, validate, document and publish a real release on this machine
+# make test   lint, type-check and test everything, with real container engines and a real registry
+# make quick  the quick tests only: no network, no processes
+
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: demo test quick lint golden clean
+
+demo: $(VENV)/.demo
+	@.ci/with-engine $(VENV)/bin/release build --chip cpu --model tiny-qwq
+
+test: $(VENV)/.test lint
+	@.ci/install docker-registry podman skopeo
+	@.ci/with-engine $(VENV)/bin/pytest
+
+quick: $(VENV)/.test
+	@$(VENV)/bin/pytest -m "not integration and not engine"
+
+lint: $(VENV)/.test
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@.ci/types $(VENV)
+
+golden: $(VENV)/.test
+	@$(VENV)/bin/pytest -q tests/templates --golden
+
+$(VENV)/.demo: pyproject.toml .ci/constraints.txt
+	@.ci/environment $(PYTHON) $(VENV) .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml .ci/constraints.txt
+	@.ci/environment $(PYTHON) $(VENV) ".[test]"
+	@touch $@ $(VENV)/.demo
+
+clean:
+	@rm -rf $(VENV) build dist pulled *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

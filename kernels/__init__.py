@@ -1,0 +1,1 @@
+"""Triton operators for the released models."""

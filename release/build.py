@@ -1,0 +1,283 @@
+"""The whole product as a few readable verbs: plan, build, pull, serve. The command line calls these; so may other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from release.errors import UsageError, VerdictError
+from release.matrix import parse
+from release.matrix.check import plan_of, precision_for
+from release.matrix.load import Matrix, split
+from release.oci import link_or_copy, sha256_file
+from release.pipeline import Graph, changes, graph, run
+from release.progress import progress_for
+from release.session import Session
+from release.stages import STAGES
+from release.store import Store, default_path
+from release.types import JSON, Plan, State
+
+if TYPE_CHECKING:
+    from release.publish.artifact import Pulled
+
+SMALL: Final = 1 << 20
+"""Bytes up to which a delivered file is compared by content, above by size."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a build came to: the record if there is one, where it lies, and how long it took in seconds."""
+
+    cell: str
+    folder: Path | None
+    record: JSON | None
+    ran: tuple[str, ...]
+    seconds: float
+    pushed: str | None = None
+
+    def require(self, least: str) -> None:
+        """Raise VerdictError unless the release is at least `built` or `validated`."""
+        if self.record is None:
+            return
+        failing = [verdict for verdict in self.record["verdicts"] if verdict["status"] != "PASSED"]
+        if self.record["state"] == State.BLOCKED or (least == "validated" and self.record["state"] != State.VALIDATED):
+            reasons = "; ".join(f"{verdict['name']}: {verdict['measured']}, wanted {verdict['wanted']}" for verdict in failing[:3])
+            raise VerdictError(
+                f"{self.cell}: {self.record['state']}, not {least}: {reasons}", next_step=f"the evidence lies in {self.folder}/evidence"
+            )
+
+
+@dataclass(frozen=True)
+class House:
+    """A matrix, a store and an engine kind: all that a command needs."""
+
+    matrix: Matrix
+    store: Store
+    engine_kind: str
+
+    @classmethod
+    def open(cls, overlays: tuple[Path, ...], store: Path | None, engine_kind: str) -> House:
+        """Return the house of a command line."""
+        return cls(Matrix(overlays), Store((store or default_path()).absolute()), engine_kind)
+
+    def cell(self, chip: str, model: str, precision: str | None) -> str:
+        """Return the cell id for the options. Raises UsageError with near misses where there is none."""
+        cell = precision_for(self.matrix, chip, model, precision)
+        plan_of(self.matrix, cell)
+        return cell
+
+    def graph(self, cell: str, until: str | None) -> Graph:
+        """Return the tasks of a build of `cell`."""
+        names = [stage.name for stage in STAGES]
+        if until is not None and until not in names:
+            raise UsageError(f"there is no stage {until!r}{parse.near(until, names)}", next_step=f"the stages are: {', '.join(names)}")
+        plans: dict[str, Plan] = {}
+        following: str | None = cell
+        while following is not None and following not in plans:
+            plans[following] = plan_of(self.matrix, following)
+            following = plans[following].reference
+        return graph(STAGES, plans, self.matrix, cell, until or names[-1])
+
+    def reasons(self, tasks: Graph) -> dict[tuple[str, str], list[str]]:
+        """Return why each stage of each cell would run; an empty list means that the store has its result."""
+        history: dict[str, dict[str, str]] = {}
+        found = {}
+        for (cell, stage), key in tasks.of.items():
+            if cell not in history:
+                history[cell] = self._history(cell)
+            found[cell, stage] = [] if self.store.has(key) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
+        return found
+
+    def build(
+        self, cell: str, *, until: str | None = None, jobs: int | None = None, dist: Path = Path("dist"), to: str | None = None,
+        use_build_cache: bool = True,
+    ) -> Outcome:  # fmt: skip
+        """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given."""
+        began = time.monotonic()
+        tasks = self.graph(cell, until)
+        ran = tuple(f"{task.cell}: {task.stage.name}" for key, task in tasks.tasks.items() if not self.store.has(key))
+        progress = progress_for(sys.stderr)
+        session = Session(self.engine_kind, use_build_cache=use_build_cache)
+        try:
+            run(tasks, self.matrix, self.store, session, progress, jobs)
+        except KeyboardInterrupt:
+            progress.close()
+            session.abandon()
+            raise
+        except BaseException:
+            session.close()
+            raise
+        finally:
+            self._remember(tasks)
+            progress.close()
+        session.close()
+        if (cell, "publish") not in tasks.of:
+            return Outcome(cell, None, None, ran, time.monotonic() - began)
+        folder = self.deliver(tasks, cell, dist)
+        record = json.loads((folder / "release.json").read_bytes())
+        pushed = self._push(cell, folder, to) if to else None
+        return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
+
+    def deliver(self, tasks: Graph, cell: str, dist: Path) -> Path:
+        """Lay the release out under `dist`: Dockerfile, locks, record, card, evidence, published artifact. What is right stays untouched."""
+        outputs = {stage: self.store.get(tasks.of[cell, stage]) for stage in ("render", "card", "publish")}
+        folder = folder_of(cell, dist)
+        wanted = {"Dockerfile": outputs["render"] / "Dockerfile", "pylock.toml": outputs["render"] / "pylock.toml"}
+        for name, root in (("", outputs["card"]), ("oci", outputs["publish"] / "oci")):
+            for path in sorted(root.rglob("*")):
+                if path.is_file() and not path.name.startswith("."):
+                    wanted[str(Path(name) / path.relative_to(root))] = path
+        lock = json.dumps(self._lock(tasks, cell), indent=1, sort_keys=True) + "\n"
+        for name, source in wanted.items():
+            _deliver(source, folder / name)
+        if not (folder / "lock.json").is_file() or (folder / "lock.json").read_text() != lock:
+            _write(folder / "lock.json", lock)
+        for path in (*(folder / "oci").rglob("*"), *(folder / "evidence").rglob("*")):
+            if path.is_file() and str(path.relative_to(folder)) not in wanted:
+                path.unlink()
+        return folder
+
+    def layout_of(self, cell: str, dist: Path) -> Path:
+        """Return the OCI layout of a release that was built here. Raises UsageError where there is none."""
+        layout = folder_of(cell, dist) / "oci"
+        if not layout.is_dir():
+            chip, model, _ = split(cell)
+            raise UsageError(f"{cell} has not been built in {dist}", next_step=f"release build --chip {chip} --model {model}")
+        return layout
+
+    def pulled_folder(self, cell: str) -> Path:
+        """Return the folder into which a release of this cell is pulled by default."""
+        return folder_of(cell, Path("pulled"))
+
+    def pull(self, reference: str, into: Path | None, *, into_engine: bool = True) -> Pulled:
+        """Bring a release from a registry or a layout folder, check all of it, and unpack it. Raises VerificationError."""
+        import tempfile
+
+        from release import oci
+        from release.publish import artifact
+
+        with tempfile.TemporaryDirectory(prefix="release-pull-") as scratch:
+            if Path(reference).is_dir():
+                layout = oci.Layout.open(Path(reference))
+                (entry,) = layout.index()
+                layout.verify(entry)
+            else:
+                from release.publish.reference import Reference
+                from release.publish.registry import pull
+
+                layout = oci.Layout.create(Path(scratch))
+                entry = pull(Reference.parse(reference), layout)
+            cell = artifact.cell_of(layout, entry)
+            pulled = artifact.unpack(layout, entry, (into or self.pulled_folder(cell)).absolute())
+            if into_engine:
+                from release.builders.normalise import docker_archive
+                from release.containers import connect
+
+                with connect(self.engine_kind) as engine:
+                    image = str(pulled.record["image"]["config"])
+                    if not engine.has(image):
+                        engine.load(docker_archive(layout, pulled.image, have=frozenset()), image)
+        return pulled
+
+    def serve_command(self, folder: Path, port: int | None, *, check: bool) -> tuple[list[str], dict[str, str]]:
+        """Return the card's command for the pulled release in `folder`, and the environment to run it in.
+
+        With `check`, the port must be free and the engine must hold the image. Raises UsageError, ServingError or EngineError.
+        """
+        try:
+            record = json.loads((folder / "release.json").read_bytes())
+            line, own = [str(word) for word in record["serve"]["command"]], int(record["serve"]["port"])
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise UsageError(f"{folder} holds no pulled release: {problem}", next_step="release pull --chip … --model …") from problem
+        line = [word.replace("$PWD/", f"{folder.absolute()}/") if word.startswith("$PWD/") else word for word in line]
+        if port is not None:
+            line = [f"127.0.0.1:{port}:{own}" if word == f"127.0.0.1:{own}:{own}" else word for word in line]
+        if not check:
+            return line, {}
+        from release.containers import connect
+        from release.errors import EngineError
+        from release.validators.serving import free_port
+
+        free_port(port or own)
+        with connect(self.engine_kind) as engine:
+            if not engine.has(record["image"]["config"]):
+                raise EngineError(f"the engine has no image {record['image']['config']}", next_step="release pull brings it")
+            return [engine.cli, *line[1:]], dict(engine.env)
+
+    def _push(self, cell: str, folder: Path, to: str) -> str:
+        from release import oci
+        from release.publish.reference import Reference
+        from release.publish.registry import push
+
+        chip, model, _ = split(cell)
+        tag = folder.name
+        layout = oci.Layout.open(folder / "oci")
+        reference = f"{to.rstrip('/')}/{chip}/{model}:{tag}"
+        digest = push(layout, layout.find(tag), Reference.parse(reference))
+        return f"{reference}@{digest}"
+
+    def _lock(self, tasks: Graph, cell: str) -> JSON:
+        return {
+            "cell": cell,
+            "stages": {
+                f"{owner}: {stage}": {"key": key, "reads": tasks.tasks[key].reads, "needs": dict(tasks.tasks[key].needs)}
+                for (owner, stage), key in sorted(tasks.of.items())
+            },
+        }
+
+    def _history(self, cell: str) -> dict[str, str]:
+        try:
+            history: dict[str, str] = json.loads(self._history_path(cell).read_bytes())
+            return history
+        except (OSError, ValueError):
+            return {}
+
+    def _history_path(self, cell: str) -> Path:
+        return self.store.path / "cells" / (cell.replace("/", "_") + ".json")
+
+    def _remember(self, tasks: Graph) -> None:
+        """Note which keys each cell has results for, so that a later plan can say what changed."""
+        for cell in {cell for cell, _ in tasks.of}:
+            before = self._history(cell)
+            now = before | {stage: key for (owner, stage), key in tasks.of.items() if owner == cell and self.store.has(key)}
+            if now != before:
+                self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
+                _write(self._history_path(cell), json.dumps(now, indent=1))
+
+
+def folder_of(cell: str, root: Path) -> Path:
+    """Return the folder of a cell under `root`: chip/model/precision[-variant]."""
+    chip, model, arm = split(cell)
+    return root / chip / model / arm.replace("~", "-")
+
+
+def _deliver(source: Path, target: Path) -> None:
+    """Make `target` what `source` is. Large files are linked, small ones copied, so that an edit cannot reach the store."""
+    size = source.stat().st_size
+    if target.is_file() and target.stat().st_size == size and (size > SMALL or sha256_file(target) == sha256_file(source)):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if size > SMALL and source.stat().st_mode & 0o222 == 0:
+        link_or_copy(source, target)
+    else:
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def stages_of(tasks: Graph, cell: str) -> list[tuple[str, Any]]:
+    """Return the stages of one cell in the order of STAGES, each with its task."""
+    return [(stage.name, tasks.task(cell, stage.name)) for stage in STAGES if (cell, stage.name) in tasks.of]

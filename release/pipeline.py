@@ -1,0 +1,250 @@
+"""What a build is: a graph of stages keyed by what they read, run in the order of their needs, each key once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from release.errors import ReleaseError, StageError
+from release.matrix.load import Matrix
+from release.progress import Line, Progress
+from release.store import Store
+from release.types import JSON, Plan
+
+if TYPE_CHECKING:
+    from release.session import Session
+
+REFERENCE: Final = "reference:"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a build: a function from what it declares to a folder of files.
+
+    `needs` names the stages whose folders it gets (`reference:NAME` is that stage of the plan's reference; left out where there is
+    none). `reads` is everything else it may use, as JSON; it gets nothing more. `version` changes when the function does.
+    `work` fills `Work.out` and returns a one-line summary.
+    """
+
+    name: str
+    version: int
+    needs: tuple[str, ...]
+    reads: Callable[[Plan, Matrix], JSON]
+    work: Callable[[Work], str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage with its inputs pinned: `key` is the digest of stage, version, reads and the keys of its needs."""
+
+    stage: Stage
+    cell: str
+    reads: JSON
+    needs: Mapping[str, str]
+    key: str
+
+    @property
+    def facts(self) -> JSON:
+        """What the store keeps beside the output, and what a later plan is compared with."""
+        return {"stage": self.stage.name, "version": self.stage.version, "cell": self.cell, "reads": self.reads, "needs": dict(self.needs)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is given: its reads, its inputs' folders by name, an empty folder to fill, and the run's session.
+
+    `partial()` is a folder that survives a kill, for stages that resume inside; `scratch` is an empty folder that does not.
+    """
+
+    task: Task
+    inputs: Mapping[str, Path]
+    out: Path
+    scratch: Path
+    matrix: Matrix
+    store: Store
+    session: Session
+    line: Line
+
+    @property
+    def reads(self) -> JSON:
+        """What the stage declared that it reads."""
+        return self.task.reads
+
+    def partial(self) -> Path:
+        """Return the folder of this key that outlives a killed run."""
+        return self.store.partial(self.task.key)
+
+    def result(self, need: str, name: str) -> Any:
+        """Return a JSON file out of an input's folder."""
+        return json.loads((self.inputs[need] / name).read_bytes())
+
+    def write(self, name: str, document: object) -> None:
+        """Write a JSON file into the output folder."""
+        (self.out / name).write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All tasks of a build by key, in an order in which every task stands after its needs; `of` finds them by cell and stage."""
+
+    tasks: Mapping[str, Task]
+    of: Mapping[tuple[str, str], str]
+
+    def task(self, cell: str, stage: str) -> Task:
+        """Return the task of a stage of a cell."""
+        return self.tasks[self.of[cell, stage]]
+
+
+def graph(stages: Iterable[Stage], plans: Mapping[str, Plan], matrix: Matrix, cell: str, until: str) -> Graph:
+    """Return the tasks that `until` of `cell` needs, the reference's among them."""
+    by_name = {stage.name: stage for stage in stages}
+    tasks: dict[str, Task] = {}
+    of: dict[tuple[str, str], str] = {}
+
+    def add(cell: str, name: str) -> str:
+        if (cell, name) in of:
+            return of[cell, name]
+        stage, plan = by_name[name], plans[cell]
+        needs: dict[str, str] = {}
+        for need in stage.needs:
+            if not need.startswith(REFERENCE):
+                needs[need] = add(cell, need)
+            elif plan.reference is not None:
+                needs[need] = add(plan.reference, need.removeprefix(REFERENCE))
+        reads = stage.reads(plan, matrix)
+        key = digest({"stage": name, "version": stage.version, "reads": reads, "needs": needs})
+        tasks.setdefault(key, Task(stage, cell, reads, needs, key))
+        of[cell, name] = key
+        return key
+
+    add(cell, until)
+    return Graph(tasks, of)
+
+
+def digest(document: object) -> str:
+    """Return the hex SHA-256 of a JSON document in canonical form."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every task of one run shares."""
+
+    graph: Graph
+    matrix: Matrix
+    store: Store
+    session: Session
+    progress: Progress
+
+    def perform(self, task: Task) -> None:
+        line = self.progress.line(task.cell, task.stage.name)
+        with self.store.locked(task.key, on_wait=lambda: line.note("waiting for another build of the same key")):
+            if self.store.has(task.key):
+                line.cached(str(self.store.facts(task.key).get("summary", "")))
+                return
+            line.start()
+            began = time.monotonic()
+            facts: dict[str, Any] = {**task.facts, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+            def fill(out: Path) -> None:
+                with ExitStack() as stack:
+                    scratch = out.with_name(out.name + ".scratch")
+                    scratch.mkdir()
+                    stack.callback(_remove, scratch)
+                    inputs = {need: self.store.get(key) for need, key in task.needs.items()}
+                    work = Work(task, inputs, out, scratch, self.matrix, self.store, self.session, line)
+                    facts["summary"] = task.stage.work(work)
+                    facts["seconds"] = round(time.monotonic() - began, 3)
+
+            try:
+                self.store.put(task.key, facts, fill)
+            except ReleaseError as problem:
+                line.failed(problem.message)
+                raise problem.located(f"{task.cell}: {task.stage.name}") from problem.__cause__
+            except OSError as problem:
+                line.failed(str(problem))
+                raise StageError(str(problem), where=f"{task.cell}: {task.stage.name}") from problem
+            self.store.settle(task.key)
+            line.done(str(facts["summary"]))
+
+
+def run(graph: Graph, matrix: Matrix, store: Store, session: Session, progress: Progress, jobs: int | None = None) -> None:
+    """Run every task whose result the store does not have, up to `jobs` at a time.
+
+    The first failure lets what runs finish, starts nothing new, and is raised. Ctrl-C is raised at once: what runs is then for
+    `Session.abandon` to end.
+    """
+    state = _Run(graph, matrix, store, session, progress)
+    waiting = dict(graph.tasks)
+    for key, task in graph.tasks.items():
+        if store.has(key):
+            progress.line(task.cell, task.stage.name).cached(str(store.facts(key).get("summary", "")))
+            del waiting[key]
+    if not waiting:
+        return
+    running: dict[Future[None], str] = {}
+    failure: BaseException | None = None
+    with store.in_use():
+        pool = ThreadPoolExecutor(jobs or max(2, os.cpu_count() or 2))
+        while (waiting and failure is None) or running:
+            unfinished = set(waiting) | set(running.values())
+            for key, task in list(waiting.items()):
+                if failure is None and not unfinished & set(task.needs.values()):
+                    running[pool.submit(state.perform, waiting.pop(key))] = key
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                del running[future]
+                failure = failure or future.exception()
+        pool.shutdown()
+    if failure is not None:
+        raise failure
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def changes(store: Store, task: Task, previous: str | None) -> list[str]:
+    """Say why a task has to run: what differs between it and the entry `previous` of the same cell and stage."""
+    if previous is None or not store.has(previous):
+        return ["has not been built yet"]
+    old = store.facts(previous)
+    found = [f"the stage itself changed (version {old['version']} → {task.stage.version})"] if old["version"] != task.stage.version else []
+    before, after = flat(old["reads"]), flat(task.reads)
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            found.append(f"{name}: {_short(before.get(name))} → {_short(after.get(name))}")
+    found += [f"needs {need}" for need, key in sorted(task.needs.items()) if old["needs"].get(need) != key]
+    return found or ["its result is gone from the store"]
+
+
+def flat(document: object, place: str = "") -> dict[str, object]:
+    """Return the leaves of a JSON document by dotted place."""
+    if isinstance(document, Mapping) and document:
+        pairs: Iterable[tuple[object, object]] = document.items()
+    elif isinstance(document, list | tuple) and document:
+        pairs = enumerate(document)
+    else:
+        return {place: document}
+    leaves: dict[str, object] = {}
+    for key, value in pairs:
+        leaves.update(flat(value, f"{place}.{key}" if place else str(key)))
+    return leaves
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return value[:19] + "…"
+    text = "(nothing)" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 48 else text[:45] + "…"
