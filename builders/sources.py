@@ -65,8 +65,9 @@ def patch_wheel(wheel: Path, patches: PatchSet, out: Path, scratch: Path) -> Pat
     """Apply patches to a wheel and write the result under the same file name into the folder `out`.
 
     The same wheel and patches give the same bytes on every host: members that no patch changes are copied as they are compressed;
-    the others are stored without compression, dated 1980-01-01. RECORD is made anew, a signature of the old one is left out, and
-    `release-patches.json` in the dist-info folder names the upstream wheel, the patches and the tree ids.
+    the others are stored without compression, dated 1980-01-01. RECORD is made anew, a signature of the old one and members
+    that are folders are left out, and `release-patches.json` in the dist-info folder names the upstream wheel, the patches and
+    the tree ids.
     Needs free space in `scratch` for the unpacked wheel; it is left empty. `wheel` is only read.
     Raises FetchError for a wheel that is damaged, hostile or not what its RECORD says, PatchError for the patches. Formats: PyPA
     binary distribution format, PKWARE APPNOTE 6.3.3.
@@ -261,7 +262,7 @@ class _Member:
 def _pack(sink: IO[bytes], upstream: _Upstream, tree: Path, changed: Iterable[str], document: bytes) -> None:
     """Write the patched wheel: what stayed, in its order, then what is new, then RECORD."""
     own, note = f"{upstream.info}/RECORD", f"{upstream.info}/{PATCHES}"
-    before = {member.filename: member for member in upstream.archive.infolist()}
+    before = {member.filename: member for member in upstream.archive.infolist() if not member.is_dir()}
     new = {path: _from_file(path, tree / path) for path in changed if (tree / path).is_file()}
     new[note] = _from_bytes(note, document)
     gone = (set(changed) - set(new)) | upstream.free

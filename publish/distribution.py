@@ -43,10 +43,12 @@ class Registry:
     """One repository of one registry: blobs, manifests and referrers, each checked against its digest on the way in and out.
 
     Credentials are those the user keeps for the host, unless given. `options` go to Transport (timeout, attempts, pause).
+    Raises UsageError for a host or a name that no reference could have.
     """
 
     def __init__(self, host: str, name: str, credentials: Credentials | None = None, **options: Any) -> None:
-        self.http = Transport(host, name, credentials or stored_credentials(host), **options)
+        place = Reference(host, name)
+        self.http = Transport(place.host, place.name, credentials or stored_credentials(host), **options)
         self.where = self.http.where
 
     @classmethod

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
 from typing import IO, Any, Final, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -280,9 +280,9 @@ class Transport:
         query = {"scope": f"repository:{self._name}:{actions}"}
         if challenge.get("service"):
             query["service"] = challenge["service"]
-        prepared = requests.Request("GET", realm, params=query).prepare().url or realm
+        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
         grant = self._credentials.header() if self._credentials else ""
-        with self._send(Message("GET", prepared, {}, None, self._timeout, grant)) as response:
+        with self._send(Message("GET", url, {}, None, self._timeout, grant)) as response:
             if response.status_code != 200:
                 raise self.refusal(response)
             try:

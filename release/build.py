@@ -16,7 +16,7 @@ from release.matrix import parse
 from release.matrix.check import plan_of, precision_for
 from release.matrix.load import Matrix, split
 from release.oci import link_or_copy, sha256_file
-from release.pipeline import Graph, changes, graph, run
+from release.pipeline import Graph, changes, graph, is_valid, run
 from release.progress import progress_for
 from release.session import Session
 from release.stages import STAGES
@@ -26,6 +26,8 @@ from release.types import JSON, Plan, State
 if TYPE_CHECKING:
     from release.publish.artifact import Pulled
 
+DELIVERED: Final = ("render", "card")
+"""Stages whose files are laid out beside the published artifact."""
 SMALL: Final = 1 << 20
 """Bytes up to which a delivered file is compared by content, above by size."""
 
@@ -91,7 +93,7 @@ class House:
         for (cell, stage), key in tasks.of.items():
             if cell not in history:
                 history[cell] = self._history(cell)
-            found[cell, stage] = [] if self.store.has(key) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
+            found[cell, stage] = [] if is_valid(self.store, tasks.tasks[key]) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
         return found
 
     def build(
@@ -101,11 +103,11 @@ class House:
         """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given."""
         began = time.monotonic()
         tasks = self.graph(cell, until)
-        ran = tuple(f"{task.cell}: {task.stage.name}" for key, task in tasks.tasks.items() if not self.store.has(key))
+        wanted = [tasks.of[cell, stage] for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
         progress = progress_for(sys.stderr)
         session = Session(self.engine_kind, use_build_cache=use_build_cache)
         try:
-            run(tasks, self.matrix, self.store, session, progress, jobs)
+            ran = run(tasks, wanted, self.matrix, self.store, session, progress, jobs)
         except KeyboardInterrupt:
             progress.close()
             session.abandon()
@@ -126,7 +128,7 @@ class House:
 
     def deliver(self, tasks: Graph, cell: str, dist: Path) -> Path:
         """Lay the release out under `dist`: Dockerfile, locks, record, card, evidence, published artifact. What is right stays untouched."""
-        outputs = {stage: self.store.get(tasks.of[cell, stage]) for stage in ("render", "card", "publish")}
+        outputs = {stage: self.store.get(tasks.of[cell, stage]) for stage in (*DELIVERED, "publish")}
         folder = folder_of(cell, dist)
         wanted = {"Dockerfile": outputs["render"] / "Dockerfile", "pylock.toml": outputs["render"] / "pylock.toml"}
         for name, root in (("", outputs["card"]), ("oci", outputs["publish"] / "oci")):

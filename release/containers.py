@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -55,12 +56,12 @@ class Engine:
     def import_rootfs(self, tar: Path, tag: str) -> str:
         """Make an image of one layer from a root file system tar and return its id."""
         with refusals(f"importing {tar.name}"), tar.open("rb") as stream:
-            repository, _, name = tag.partition(":")
             chunks = iter(lambda: stream.read(4 << 20), b"")  # a generator is sent chunked, as the SDK's header promises
-            answer = self.client.import_image_from_stream(chunks, repository=repository, tag=name)
-            for line in str(answer).splitlines():
-                if '"error"' in line:
-                    raise EngineError(f"importing {tar.name}: {line}")
+            answer = str(self.client.import_image_from_stream(chunks))
+            event = json.loads(answer.strip().splitlines()[-1])
+            _refuse_error(event, f"importing {tar.name}")
+            repository, _, name = tag.partition(":")
+            self.client.tag(event["status"], repository, name)  # podman does not heed a tag given to the import itself
         return str(self.inspect(tag)["Id"])
 
     def pull(self, reference: str, on_line: Callable[[str], None] = lambda line: None) -> str:
@@ -167,7 +168,7 @@ def run_command(
     `publish` is host:port:port, `weights` the host folder that becomes /model, read-only. The container has a read-only root,
     no capabilities and no way to gain privileges, unless the chip's container contract says privileged.
     """
-    line = ["docker", "run", *extra, "--init", "--read-only", "--tmpfs", "/tmp"]
+    line = ["docker", "run", *extra, "--read-only", "--tmpfs", "/tmp"]
     line += ["--privileged"] if container.privileged else ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     line += ["--shm-size", container.shm_size, "--memory", memory]
     for device in container.devices:
@@ -241,11 +242,14 @@ def _podman() -> Iterator[Engine]:
 
 
 def _ulimits() -> str:
-    """Return limits that the kernel grants us: podman as root asks for more and then starts no container at all."""
+    """Return limits that the kernel grants us: podman as root asks for more than its hard limit and then starts no container.
+
+    For processes that holds even of the hard limit itself (seen with podman 4.3: 96365 of 96365 is refused, 32768 is not).
+    """
     pairs = []
-    for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+    for name, number, most in (("nofile", resource.RLIMIT_NOFILE, 1 << 20), ("nproc", resource.RLIMIT_NPROC, 1 << 15)):
         hard = resource.getrlimit(number)[1]
-        bound = 1 << 20 if hard == resource.RLIM_INFINITY else min(hard, 1 << 20)
+        bound = most if hard == resource.RLIM_INFINITY else min(hard, most)
         pairs.append(f'"{name}={bound}:{bound}"')
     return ", ".join(pairs)
 

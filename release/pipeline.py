@@ -145,15 +145,17 @@ class _Run:
     session: Session
     progress: Progress
 
-    def perform(self, task: Task) -> None:
+    def perform(self, task: Task) -> bool:
+        """Bring one task's result into the store; say whether it had to run."""
         line = self.progress.line(task.cell, task.stage.name)
         with self.store.locked(task.key, on_wait=lambda: line.note("waiting for another build of the same key")):
-            if self.store.has(task.key):
+            if is_valid(self.store, task):
                 line.cached(str(self.store.facts(task.key).get("summary", "")))
-                return
+                return False
             line.start()
             began = time.monotonic()
             facts: dict[str, Any] = {**task.facts, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            facts["inputs"] = {need: self.store.facts(key)["mark"] for need, key in task.needs.items()}
 
             def fill(out: Path) -> None:
                 with ExitStack() as stack:
@@ -163,6 +165,7 @@ class _Run:
                     inputs = {need: self.store.get(key) for need, key in task.needs.items()}
                     work = Work(task, inputs, out, scratch, self.matrix, self.store, self.session, line)
                     facts["summary"] = task.stage.work(work)
+                    facts["mark"] = mark(out)
                     facts["seconds"] = round(time.monotonic() - began, 3)
 
             try:
@@ -175,23 +178,24 @@ class _Run:
                 raise StageError(str(problem), where=f"{task.cell}: {task.stage.name}") from problem
             self.store.settle(task.key)
             line.done(str(facts["summary"]))
+            return True
 
 
-def run(graph: Graph, matrix: Matrix, store: Store, session: Session, progress: Progress, jobs: int | None = None) -> None:
-    """Run every task whose result the store does not have, up to `jobs` at a time.
+def run(
+    graph: Graph, wanted: Iterable[str], matrix: Matrix, store: Store, session: Session, progress: Progress, jobs: int | None = None
+) -> tuple[str, ...]:
+    """Bring the results of the keys `wanted` into the store, up to `jobs` stages at a time; return what ran, `cell: stage` each.
 
-    The first failure lets what runs finish, starts nothing new, and is raised. Ctrl-C is raised at once: what runs is then for
-    `Session.abandon` to end.
+    Where all of them are valid, nothing happens. Otherwise every task they stand on is looked at in order, and run unless its
+    result is valid. The first failure lets what runs finish, starts nothing new, and is raised. Ctrl-C is raised at once: what
+    runs is then for `Session.abandon` to end.
     """
     state = _Run(graph, matrix, store, session, progress)
-    waiting = dict(graph.tasks)
-    for key, task in graph.tasks.items():
-        if store.has(key):
-            progress.line(task.cell, task.stage.name).cached(str(store.facts(key).get("summary", "")))
-            del waiting[key]
+    waiting = {key: task for key, task in graph.tasks.items() if key in missing(graph, wanted, store)}
     if not waiting:
-        return
-    running: dict[Future[None], str] = {}
+        return ()
+    ran: list[str] = []
+    running: dict[Future[bool], str] = {}
     failure: BaseException | None = None
     with store.in_use():
         pool = ThreadPoolExecutor(jobs or max(2, os.cpu_count() or 2))
@@ -202,11 +206,52 @@ def run(graph: Graph, matrix: Matrix, store: Store, session: Session, progress: 
                     running[pool.submit(state.perform, waiting.pop(key))] = key
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                del running[future]
+                task = graph.tasks[running.pop(future)]
                 failure = failure or future.exception()
+                if future.exception() is None and future.result():
+                    ran.append(f"{task.cell}: {task.stage.name}")
         pool.shutdown()
     if failure is not None:
         raise failure
+    return tuple(ran)
+
+
+def missing(graph: Graph, wanted: Iterable[str], store: Store) -> set[str]:
+    """Return the keys that a run has to look at: none if all that is wanted is valid, else what is not, and all that it stands on."""
+    stack = [key for key in wanted if not is_valid(store, graph.tasks[key])]
+    found: set[str] = set()
+    while stack:
+        key = stack.pop()
+        if key not in found:
+            found.add(key)
+            stack += graph.tasks[key].needs.values()
+    return found
+
+
+def is_valid(store: Store, task: Task) -> bool:
+    """Say whether the store's result of a task can stand: it is there, and its inputs were the very ones that the store has now.
+
+    Equal keys mean equal inputs, but not every stage is a function to the last bit (another engine builds another image). A
+    verdict must never be joined with an image that it was not reached on.
+    """
+    if not store.has(task.key):
+        return False
+    inputs = store.facts(task.key)["inputs"]
+    return all(not store.has(key) or store.facts(key)["mark"] == inputs.get(need) for need, key in task.needs.items())
+
+
+def mark(folder: Path) -> str:
+    """Return a digest of what a stage wrote: paths and sizes of all files, and the content of those up to 1 MiB.
+
+    Large files are named by digest in a small one beside them (image.json, wheels.json, base.json).
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            size = path.stat().st_size
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if size <= 1 << 20 else ""
+            files[str(path.relative_to(folder))] = [size, content]
+    return digest(files)
 
 
 def _remove(folder: Path) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 HEARTBEAT: Final = 5.0
 """Seconds after which a stage that still runs says so on a plain stream."""
 
+WIDTH: Final = 80
+"""Characters that a heartbeat quotes of what a stage does."""
+
 
 class Line:
     """The line of one stage. Safe to use from any thread."""
@@ -155,6 +158,8 @@ class Plain:
 
     def _print(self, line: Line, text: str) -> None:
         clock = "" if line.state == "cached" else f"{line.seconds:6.1f} s"
+        if line.state == "running" and len(text) > WIDTH:
+            text = text[: WIDTH - 1] + "…"
         self._stream.write(f"{line.cell}  {line.stage:<12} {line.state:<8} {clock:>8}  {text}".rstrip() + "\n")
         self._stream.flush()
 

@@ -398,6 +398,7 @@ def _server(work: Work, key: str, reads: JSON) -> Server:
 
     def start(stack: ExitStack) -> Server:
         engine = work.session.engine
+        work.line.note("waiting for the image to be loaded")
         with work.session.once(str(facts["config"])):
             image_id = provide_image(facts, work.inputs["image"], engine, work.line)
         return serving.start(

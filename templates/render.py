@@ -18,7 +18,7 @@ from release.errors import TemplateError
 FOLDER: Final = Path(__file__).parent
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 FOLDER_WORD: Final = re.compile(r"\$PWD/[A-Za-z0-9._/:-]+")
-SWITCHES: Final = ("--rm", "--init", "--read-only", "--privileged")
+SWITCHES: Final = ("--rm", "--read-only", "--privileged")
 """Flags of `docker run` that take no value, as far as our commands use them."""
 WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, Final
 
 from release.builders.layer import rewrite_tar
 
 EPOCH: Final = 1700000000
+Entry = tuple[tarfile.TarInfo, bytes]
 
 
 def nothing(name: str, layer: Collection[str]) -> bool:
     return False
 
 
-def entry(name: str, data: bytes | None = None, kind: bytes = tarfile.REGTYPE, link: str = "", **facts: Any) -> tuple[tarfile.TarInfo, bytes]:
+def entry(name: str, data: bytes | None = None, kind: bytes = tarfile.REGTYPE, link: str = "", **facts: Any) -> Entry:
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size = kind, link, len(data or b"")
     info.mode = facts.pop("mode", 0o755 if kind == tarfile.DIRTYPE else 0o644)
@@ -25,15 +27,15 @@ def entry(name: str, data: bytes | None = None, kind: bytes = tarfile.REGTYPE, l
     return info, data or b""
 
 
-def folder(name: str, **facts: Any) -> tuple[tarfile.TarInfo, bytes]:
+def folder(name: str, **facts: Any) -> Entry:
     return entry(name, None, tarfile.DIRTYPE, **facts)
 
 
-def hard(name: str, link: str) -> tuple[tarfile.TarInfo, bytes]:
+def hard(name: str, link: str) -> Entry:
     return entry(name, None, tarfile.LNKTYPE, link)
 
 
-def make(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
+def make(*members: Entry, format: int = tarfile.GNU_FORMAT) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=format, errors="surrogateescape") as archive:
         for info, data in members:
@@ -57,13 +59,13 @@ def names(layer: bytes) -> list[str]:
 
 
 def contents(layer: bytes) -> dict[str, bytes]:
-    """Return what a reader that knows nothing of this project finds under each name that is a file in the end."""
+    """Return what tarfile finds under each name that is a file, by itself or by hard links that lead to one."""
     with tarfile.open(fileobj=io.BytesIO(layer), errors="surrogateescape") as archive:
-        found = {}
+        found: dict[str, bytes] = {}
         for info in archive.getmembers():
-            if info.isreg() or (info.islnk() and info.linkname in archive.getnames()):
-                stream = archive.extractfile(info)
-                found[info.name] = stream.read() if stream else b""
+            with suppress(KeyError):
+                stream = archive.extractfile(info) if info.isreg() or info.islnk() else None
+                found |= {info.name: stream.read()} if stream else {}
         return found
 
 

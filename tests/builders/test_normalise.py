@@ -8,16 +8,19 @@ import json
 import random
 import tarfile
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from archives import EPOCH, SAMPLE, entry, folder, hard, make, rewrite
+from archives import EPOCH, SAMPLE, Entry, entry, folder, hard, make, rewrite
 
+from release import processes
 from release.builders.compression import DEFAULT, NONE, Compression, slow_gzip
 from release.builders.layer import debris
 from release.builders.normalise import Image, docker_archive, normalise
-from release.errors import StageError, VerificationError
+from release.containers import connect
+from release.errors import EngineError, StageError, VerificationError
 from release.oci import Layout, sha256
 
 CONFIG: Final[Mapping[str, Any]] = {
@@ -35,14 +38,12 @@ CONFIG: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def save(
-    path: Path, layers: Iterable[bytes], kind: str = "docker", *, diff_ids: list[str] | None = None, config: Mapping[str, Any] = CONFIG
-) -> Path:
+def save(path: Path, layers: Iterable[bytes], kind: str = "docker", *, diff_ids: list[str] | None = None) -> Path:
     """Write an image archive as docker, podman (symbolic links), hard links or containerd (gzip blobs) lay it out."""
     layers = list(layers)
     history = [{"created_by": f"{kind} {random.random()}"}]
     rootfs = {"type": "layers", "diff_ids": diff_ids if diff_ids is not None else [sha256(layer) for layer in layers]}
-    body = json.dumps({**config, "rootfs": rootfs, "history": history}).encode()
+    body = json.dumps({**CONFIG, "rootfs": rootfs, "history": history}).encode()
     listing: list[str] = []
     written = [entry("oci-layout", b"{}"), folder("blobs")]
     for number, layer in enumerate(layers):
@@ -56,12 +57,12 @@ def save(
             case "docker":
                 written.append(entry(own, layer))
             case "podman":
-                written.append(entry(own, None, tarfile.SYMTYPE, f"../{plain}"))
+                written.append(soft(own, f"../{plain}"))
             case "hard":
                 written.append(hard(own, plain))
         listing.append(plain if kind == "containerd" else own)
     written.append(entry("config.json", body))
-    written.append(entry("manifest.json", json.dumps([{"Config": "config.json", "RepoTags": ["x:1"], "Layers": listing}]).encode()))
+    written.append(manifest(Config="config.json", RepoTags=["x:1"], Layers=listing))
     path.write_bytes(make(*written))
     return path
 
@@ -82,8 +83,8 @@ RUBBISH: Final = make(entry("etc/hosts", b"x"), entry("etc/resolv.conf", b"y"))
 
 
 def test_one_digest_for_the_layouts_of_all_engines(tmp_path: Path, layout: Layout) -> None:
-    found = {run(save(tmp_path / kind, [BASE, TOP], kind), layout).manifest.digest for kind in ("docker", "podman", "hard", "containerd")}
-    assert len(found) == 1
+    archives = [save(tmp_path / kind, [BASE, TOP], kind) for kind in ("docker", "podman", "hard", "containerd")]
+    assert len({run(archive, layout).manifest.digest for archive in archives}) == 1
 
 
 def test_base_layers_keep_their_bytes_and_empty_layers_go(tmp_path: Path, layout: Layout) -> None:
@@ -119,11 +120,15 @@ def test_the_config_says_what_runs_and_not_how_it_was_built(tmp_path: Path, layo
     }  # fmt: skip
 
 
-def manifest(**facts: Any) -> tuple[tarfile.TarInfo, bytes]:
+def soft(name: str, link: str) -> Entry:
+    return entry(name, None, tarfile.SYMTYPE, link)
+
+
+def manifest(**facts: Any) -> Entry:
     return entry("manifest.json", json.dumps([{"Config": "c", "Layers": ["l"], **facts}]).encode())
 
 
-def config_entry(**facts: Any) -> tuple[tarfile.TarInfo, bytes]:
+def config_entry(**facts: Any) -> Entry:
     return entry("c", json.dumps({**CONFIG, "rootfs": {"diff_ids": [sha256(TOP)]}, **facts}).encode())
 
 
@@ -149,9 +154,9 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "a layer that is a folder": (make(manifest(), config_entry(), folder("l")), "neither a file"),
     "an absolute layer": (make(manifest(Layers=["/etc/passwd"]), config_entry()), "absolute path"),
     "a layer outside": (make(manifest(Layers=["../l"]), config_entry(), LAYER), "leads out"),
-    "a layer by a link out": (make(manifest(), config_entry(), entry("l", None, tarfile.SYMTYPE, "../../etc/passwd")), "leads out"),
-    "a layer by an absolute link": (make(manifest(), config_entry(), entry("l", None, tarfile.SYMTYPE, "/etc/passwd")), "neither a file"),
-    "a layer by a link to itself": (make(manifest(), config_entry(), entry("l", None, tarfile.SYMTYPE, "l")), "more than 8 others"),
+    "a layer by a link out": (make(manifest(), config_entry(), soft("l", "../../etc/passwd")), "leads out"),
+    "a layer by an absolute link": (make(manifest(), config_entry(), soft("l", "/etc/passwd")), "neither a file"),
+    "a layer by a link to itself": (make(manifest(), config_entry(), soft("l", "l")), "more than 8 others"),
     "an absolute member": (make(entry("/x"), manifest(), config_entry(), LAYER), "absolute path"),
     "a member outside": (make(entry("../x"), manifest(), config_entry(), LAYER), "leads out"),
     "a layer that is no tar": (make(manifest(), config_entry(), entry("l", b"x" * 4096)), "checksum"),
@@ -160,7 +165,8 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "a layer of flipped gzip": (make(manifest(), config_entry(), entry("l", gzip.compress(TOP)[:-8] + bytes(8))), "damaged gzip"),
     "nothing but rubbish": (make(manifest(), config_entry(), entry("l", RUBBISH)), "every layer is empty"),
     "a second layer that is broken": (
-        make(manifest(Layers=["l", "m"]), config_entry(rootfs={"diff_ids": [sha256(TOP)] * 2}), LAYER, entry("m", TOP[:1000])), "cut off",
+        make(manifest(Layers=["l", "m"]), config_entry(rootfs={"diff_ids": [sha256(TOP)] * 2}), LAYER, entry("m", TOP[:1000])),
+        "cut off",
     ),
 }  # fmt: skip
 
@@ -256,8 +262,6 @@ CMD ["/bin/sh", "-c", "cat /opt/b"]
 
 def small_root(path: Path) -> None:
     """Write a root file system of a shell and four programs of this machine."""
-    from release import processes
-
     files = {f"/bin/{name}" for name in ("sh", "date", "mkdir", "ln", "rm", "chmod", "cat")}
     for program in tuple(files):
         files |= {word for line in processes.run(["ldd", program]) for word in line.split() if word.startswith("/")}
@@ -272,31 +276,26 @@ def small_root(path: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["docker", "podman"])
 def test_two_builds_give_one_image_that_the_engine_takes_back_and_runs(kind: str, tmp_path: Path) -> None:
-    from release import processes
-    from release.containers import connect
-    from release.errors import EngineError
-
     context = tmp_path / "context"
     context.mkdir()
     small_root(context / "root.tar")
     (context / "Dockerfile").write_text(BUILD)
     layout = Layout.create(tmp_path / "layout")
-    label = f"release-test={tmp_path.name}"
-    try:
-        with connect(kind) as engine:
-            images = []
-            for number in range(2):
-                built = engine.build(context, tag=f"release-test:{number}", labels=dict([label.split("=")]), use_cache=False)
-                engine.save(built, tmp_path / "image.tar")
-                images.append(run(tmp_path / "image.tar", layout))
-            engine.remove_images(label)
-            assert images[0] == images[1]
-            image = images[0].config_digest
-            try:
-                engine.load(docker_archive(layout, images[0].manifest), image)
-                run_it = [engine.cli, "run", "--rm", "--network=none", image.removeprefix("sha256:")]
-                assert processes.run(run_it, env=engine.env)[-1].strip() == "1"
-            finally:
-                engine.client.remove_image(image.removeprefix("sha256:"), force=True)
-    except EngineError as problem:
-        pytest.skip(f"no {kind} here: {problem}")
+    label = ("release-test", tmp_path.name)
+    with ExitStack() as stack:
+        try:
+            engine = stack.enter_context(connect(kind))
+        except EngineError as problem:
+            pytest.skip(f"no {kind} here: {problem}")
+        stack.callback(engine.remove_images, "=".join(label))
+        images = []
+        for number in range(2):
+            built = engine.build(context, tag=f"release-test:{number}", labels=dict([label]), use_cache=False)
+            engine.save(built, tmp_path / "image.tar")
+            images.append(run(tmp_path / "image.tar", layout))
+        assert images[0] == images[1]
+        image = images[0].config_digest
+        engine.load(docker_archive(layout, images[0].manifest), image)
+        stack.callback(engine.client.remove_image, image.removeprefix("sha256:"), force=True)
+        run_it = [engine.cli, "run", "--rm", "--network=none", image.removeprefix("sha256:")]
+        assert processes.run(run_it, env=engine.env)[-1].strip() == "1"

@@ -208,7 +208,7 @@ def test_members_with_data_descriptors_folders_and_extra_fields_are_packed_plain
                 self.file.flush()
 
     wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(Pipe(wheel), "w") as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(Pipe(wheel), "w") as archive:
         archive.writestr(member("tiny/", 0o40755), b"")
         for path, content in {**FILES, f"{INFO}/RECORD": record(FILES)}.items():
             info = member(path)
@@ -221,6 +221,7 @@ def test_members_with_data_descriptors_folders_and_extra_fields_are_packed_plain
     with zipfile.ZipFile(patched.file) as archive:
         assert archive.testzip() is None
         assert all(not info.extra and not info.flag_bits & 8 for info in archive.infolist())
+        assert "tiny/" not in archive.namelist()
         assert archive.read("tiny/data.bin") == FILES["tiny/data.bin"]
     assert raw(wheel, "tiny/data.bin") == raw(patched.file, "tiny/data.bin")
 
@@ -390,6 +391,15 @@ def test_a_bomb_that_lies_about_its_size_is_stopped_at_the_size_it_claims(tmp_pa
     with pytest.raises(FetchError, match="Bad CRC-32"):
         run(tmp_path, wheel, CHANGE)
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_member_with_another_size_than_its_header_says_is_refused(tmp_path: Path) -> None:
+    wheel = write_wheel(tmp_path)
+    content = wheel.read_bytes()
+    at = content.index(b"PK\1\2")
+    wheel.write_bytes(content[: at + 24] + struct.pack("<L", 9999) + content[at + 28 :])
+    with pytest.raises(FetchError, match="has 17 bytes, the archive says 9999"):
+        run(tmp_path, wheel, CHANGE)
 
 
 def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,8 +177,30 @@ def test_over_https_the_named_token_server_is_asked_also_on_another_host_but_not
     assert went == []
     with pytest.raises(PublishError, match="enough"):
         http._token({"realm": "https://auth.example.org/token"}, "pull")
+    with pytest.raises(PublishError, match="cannot be reached"):
+        monkeypatch.undo()
+        http._token({"realm": "https://.x/token?s3cret"}, "pull")
     assert went[0].url.startswith("https://auth.example.org/token?")
     assert went[0].grant == LOGIN.header()
+
+
+def test_a_netrc_is_not_read_for_an_https_registry_either(home: Path) -> None:
+    (home / ".netrc").write_text("machine registry.example.org login me password netrc-secret\n")
+    sent: list[requests.PreparedRequest] = []
+
+    class Recorder(requests.adapters.BaseAdapter):
+        def send(self, request: requests.PreparedRequest, *_: object, **__: object) -> requests.Response:
+            sent.append(request)
+            raise requests.exceptions.SSLError("enough")
+
+        def close(self) -> None:
+            pass
+
+    http = Transport("registry.example.org", "team/model")
+    http._session.mount("https://", Recorder())
+    with pytest.raises(PublishError, match="TLS"):
+        http.request("GET", "manifests/1.0", expect=(200,))
+    assert [request.headers.get("Authorization") for request in sent] == [None]
 
 
 def test_the_body_of_a_redirect_is_not_read(layout: Layout) -> None:

@@ -234,7 +234,12 @@ def test_a_registry_that_stores_other_bytes_than_were_sent_is_refused(layout: La
 
 
 def test_a_passing_answer_is_waited_out_for_reading_only() -> None:
-    answers = [Answer(500), Answer(503), Answer(429, headers={"Retry-After": "0"}), Answer(body=INDEX, headers={"Content-Type": IMAGE_INDEX})]
+    answers = [
+        Answer(500),
+        Answer(503),
+        Answer(429, headers={"Retry-After": "0"}),
+        Answer(body=INDEX, headers={"Content-Type": IMAGE_INDEX}),
+    ]
     with scripted(lambda seen: answers.pop(0)) as server:
         assert at(server).get_manifest("1.0")[1] == INDEX
     with scripted(Answer(503)) as server, pytest.raises(PublishError, match="503"):

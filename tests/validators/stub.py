@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +18,12 @@ SUM = re.compile(r"([0-9]+)\+([0-9]+)")
 
 
 class Stub:
-    """The server, on a free port of 127.0.0.1, as a context manager. `defects` names what it does wrong: see the code below."""
+    """The server, on a free port of 127.0.0.1, as a context manager. `defects` names what it does wrong: see the code below.
 
-    def __init__(self, *defects: str, stall: float = 30.0) -> None:
+    With `dies_after` it answers so many requests and is gone.
+    """
+
+    def __init__(self, *defects: str, stall: float = 30.0, dies_after: int | None = None) -> None:
         self.defects = set(defects)
         self.requests = 0
         self.bad_requests = 0
@@ -27,12 +31,13 @@ class Stub:
         self.lock = threading.Lock()
         self.stopped = threading.Event()
         self.stall = stall
+        self.dies_after = dies_after
         stub = self
 
         class Bound(Handler):
             server_stub = stub
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        self.server = Quiet(("127.0.0.1", 0), Bound)
         self.server.daemon_threads = True
         self.server.block_on_close = False
 
@@ -48,9 +53,11 @@ class Stub:
         self.die()
 
     def die(self) -> None:
-        """Stop listening, and cut what is in flight."""
-        if not self.stopped.is_set():
+        """Stop listening, and answer nothing more on the connections that are open."""
+        with self.lock:
+            first = not self.stopped.is_set()
             self.stopped.set()
+        if first:
             self.server.shutdown()
             self.server.server_close()
 
@@ -64,6 +71,14 @@ def reply(prompt: str) -> str:
 def pieces(text: str) -> list[str]:
     """The tokens of a text: two characters each."""
     return [text[i : i + 2] for i in range(0, len(text), 2)]
+
+
+class Quiet(ThreadingHTTPServer):
+    """A server that takes a client which hangs up for granted."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -107,6 +122,12 @@ class Handler(BaseHTTPRequestHandler):
         with stub.lock:
             stub.requests += 1
             stub.in_flight += 1
+            last = stub.dies_after is not None and stub.requests > stub.dies_after
+        if last:
+            stub.die()
+        if stub.stopped.is_set():
+            self.close_connection = True
+            return
         try:
             self.answer(data)
         finally:
