@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def bootstrap(spec: Bootstrap, architecture: str, target: Path, scratch: Path, l
     if not program:
         raise FetchError("mmdebstrap is not installed", next_step="sudo apt-get install mmdebstrap")
     raw = scratch / "raw.tar"
-    argv = [program, "--variant=minbase", f"--architectures={architecture}", f"--include={','.join(sorted(spec.include))}"]
+    argv = [*_apart(), program, "--variant=minbase", f"--architectures={architecture}", f"--include={','.join(sorted(spec.include))}"]
     argv += ['--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*']
     argv += [spec.suite, str(raw), *_mirrors(spec.suite)]
 
@@ -76,6 +77,14 @@ def bootstrap(spec: Bootstrap, architecture: str, target: Path, scratch: Path, l
     packages = dict(_packages(raw))
     raw.unlink()
     return packages
+
+
+def _apart() -> list[str]:
+    """Return the words that put root's mmdebstrap into namespaces of its own: its mounts and processes end with it, however it ends."""
+    program = processes.find("unshare")
+    if os.geteuid() != 0 or not program:
+        return []
+    return [program, "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def _mirrors(suite: str) -> list[str]:

@@ -13,8 +13,8 @@ from release.builders.layer import debris
 from release.builders.normalise import docker_archive, normalise
 from release.containers import Engine
 from release.errors import EngineError
-from release.progress import Line
 from release.oci import link_or_copy
+from release.progress import Line
 from release.templates.render import render
 
 TAG: Final = "image"
@@ -31,7 +31,11 @@ def pylock(wheels: Sequence[Mapping[str, Any]], python: str) -> str:
             "name": wheel["name"],
             "version": wheel["version"],
             "wheels": [
-                {"path": f"wheels/{wheel['file']}", "size": wheel["bytes"], "hashes": {"sha256": wheel["sha256"].removeprefix("sha256:")}}
+                {
+                    "path": f"wheels/{wheel['file']}",
+                    "size": wheel["bytes"],
+                    "hashes": {"sha256": wheel["sha256"].removeprefix("sha256:")},
+                }
             ],
         }
         for wheel in wheels
@@ -42,7 +46,9 @@ def pylock(wheels: Sequence[Mapping[str, Any]], python: str) -> str:
 
 def requirements(wheels: Sequence[Mapping[str, Any]]) -> str:
     """Return wheels as pip requirements with digests, pip itself left out: it only installs."""
-    return "".join(f"{wheel['name']}=={wheel['version']} --hash={wheel['sha256']}\n" for wheel in wheels if wheel["name"] != "pip")
+    return "".join(
+        f"{wheel['name']}=={wheel['version']} --hash={wheel['sha256']}\n" for wheel in wheels if wheel["name"] != "pip"
+    )
 
 
 def installer(wheels: Sequence[Mapping[str, Any]]) -> str:
@@ -98,15 +104,22 @@ def build_image(
     line.expect(archive.stat().st_size, "bytes")
     layout = oci.Layout.create(out / "layout")
     made = normalise(
-        archive, layout, epoch=epoch, base_diff_ids=frozenset(base_diff_ids), labels=labels, created_by="release",
-        drop=left_out, on_bytes=line.advance,
-    )  # fmt: skip
+        archive,
+        layout,
+        epoch=epoch,
+        base_diff_ids=frozenset(base_diff_ids),
+        labels=labels,
+        created_by="release",
+        drop=left_out,
+        on_bytes=line.advance,
+    )
     layout.set_index([made.manifest.named(TAG)])
     return {
         "manifest": made.manifest.to_json(),
         "config": made.config_digest,
         "layers": [
-            {"diff-id": layer.diff_id, "digest": layer.digest, "bytes": layer.size, "unpacked": layer.uncompressed_size} for layer in made.layers
+            {"diff-id": layer.diff_id, "digest": layer.digest, "bytes": layer.size, "unpacked": layer.uncompressed_size}
+            for layer in made.layers
         ],
         "compressor": made.compressor,
         "built-with": f"{engine.kind} {engine.version}",

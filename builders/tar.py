@@ -20,8 +20,10 @@ END: Final = bytes(2 * BLOCK)
 CHUNK: Final = 1 << 20
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCKS, DIRECTORY, FIFO = (str(n).encode() for n in range(7))
-PLAIN: Final = {b"\0": FILE, b"7": FILE, **{str(n).encode(): str(n).encode() for n in range(7)}}
+OLD_FILE, CONTIGUOUS = b"\0", b"7"
+KNOWN: Final = frozenset((OLD_FILE, FILE, LINK, SYMLINK, CHARACTER, BLOCKS, DIRECTORY, FIFO, CONTIGUOUS))
 LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL = b"L", b"K", b"x", b"g"
+EXTENSIONS: Final = frozenset((LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL))
 
 EXTENSION_LIMIT: Final = 1 << 20
 """Bytes that one long name or PAX header may have; Go's archive/tar, which the engines use, has the same limit."""
@@ -155,7 +157,7 @@ def read_members(stream: BinaryIO) -> Iterator[Member]:
             return
         member = _parse(block, at)
         at += BLOCK
-        if member.type in (LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL):
+        if member.type in EXTENSIONS:
             extended += member.size
             if extended > EXTENSION_LIMIT:
                 _damaged(at - BLOCK, f"extension headers claim {extended} bytes, the limit is {EXTENSION_LIMIT}")
@@ -195,20 +197,18 @@ def _bytes_at(stream: BinaryIO, at: int, size: int, length: int) -> bytes:
 
 
 def _parse(block: bytes, at: int) -> Member:
-    """Return the member that one header block describes; its type may be an extension's."""
+    """Return what one header block describes by itself: its type may be an extension's, or OLD_FILE."""
     name, mode, uid, gid, size, _, checksum, kind, link, magic, _, _, major, minor, prefix = FIELDS.unpack(block)
     if checksum.strip(b" \0").lstrip(b"0") != b"%o" % (sum(block) - sum(checksum) + 8 * 0x20):
         _damaged(at, "the checksum of a header is wrong")
     name = name.partition(b"\0")[0]
     if magic[:6] == b"ustar\0" and (prefix := prefix.partition(b"\0")[0]):
         name = prefix + b"/" + name
-    if kind in (b"\0", FILE) and name.endswith(b"/"):
-        kind = DIRECTORY
-    extension = kind in (LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL)
-    if kind not in PLAIN and not extension:
+    if kind not in KNOWN and kind not in EXTENSIONS:
         what = "a sparse file" if kind == b"S" else f"a member of the unknown type {kind!r}"
         raise StageError(f"{_text(name)!r} is {what}, which no engine writes into a layer")
-    kind = PLAIN.get(kind, kind)
+    if kind == CONTIGUOUS:
+        kind = FILE
     device = kind in (CHARACTER, BLOCKS)
     return Member(
         name=_text(name),
@@ -216,7 +216,7 @@ def _parse(block: bytes, at: int) -> Member:
         mode=_number(mode, at) & 0o7777,
         uid=_number(uid, at),
         gid=_number(gid, at),
-        size=_number(size, at) if kind == FILE or extension else 0,
+        size=_number(size, at) if kind in (OLD_FILE, FILE) or kind in EXTENSIONS else 0,
         offset=at + BLOCK,
         link=_text(link.partition(b"\0")[0]) if kind in (LINK, SYMLINK) else "",
         major=_number(major, at) if device else 0,
@@ -269,7 +269,10 @@ def _extension(kind: bytes, data: bytes, at: int) -> dict[bytes, bytes]:
 
 
 def _extended(member: Member, records: dict[bytes, bytes], at: int) -> Member:
-    """Return `member` with what its extension headers say instead."""
+    """Return `member` with what its extension headers say instead.
+
+    Only then its whole name is known, and with it whether an OLD_FILE is a directory: v7 had no other sign of one than the slash.
+    """
 
     def number(key: bytes, otherwise: int) -> int:
         digits = records.get(key)
@@ -279,15 +282,18 @@ def _extended(member: Member, records: dict[bytes, bytes], at: int) -> Member:
             _damaged(at, f"{digits[:40]!r} is not a {key.decode()}")
         return int(digits)
 
-    if not records:
+    if not records and member.type != OLD_FILE:
         return member
     name, link = records.get(b"path"), records.get(b"linkpath")
     for value in (name, link):
         if value is not None and (b"\0" in value or len(value) > NAME_LIMIT):
             _damaged(at, "a name has a zero byte in it" if b"\0" in value else f"a name has {len(value)} bytes")
-    kind = DIRECTORY if member.type == FILE and name is not None and name.endswith(b"/") else member.type
+    full = _text(name) if name is not None else member.name
+    kind = member.type
+    if kind == OLD_FILE:
+        kind = DIRECTORY if full.endswith("/") else FILE
     return Member(
-        name=_text(name) if name is not None else member.name,
+        name=full,
         type=kind,
         mode=member.mode,
         uid=number(b"uid", member.uid),

@@ -18,9 +18,22 @@ from release.progress import Line
 HEADER_LIMIT: Final = 100 << 20
 """Bytes of a safetensors header, as the reference implementation limits them."""
 WIDTH: Final = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 DTYPES: Final = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
 STRIP: Final = 1 << 20
 """Elements that are converted at a time."""

@@ -44,7 +44,9 @@ def read_pins(path: Path) -> tuple[Pin, ...]:
             continue
         match = PIN.fullmatch(text)
         if not match:
-            raise FetchError(f"{path}:{number}: {text!r} is not a pin", next_step="write name==version --hash=sha256:<64 hex digits>")
+            raise FetchError(
+                f"{path}:{number}: {text!r} is not a pin", next_step="write name==version --hash=sha256:<64 hex digits>"
+            )
         name = normalised(match["name"])
         if name in pins:
             raise FetchError(f"{path}:{number}: {name} is pinned twice")

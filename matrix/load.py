@@ -95,7 +95,8 @@ class Matrix:
     def _one(kind: str, name: str, known: dict[str, Path]) -> Path:
         if name not in known:
             raise UsageError(
-                f"there is no {kind} {name!r}{parse.near(name, known)}", next_step=f"there are: {', '.join(sorted(known)) or 'none'}"
+                f"there is no {kind} {name!r}{parse.near(name, known)}",
+                next_step=f"there are: {', '.join(sorted(known)) or 'none'}",
             )
         return known[name]
 

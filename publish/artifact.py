@@ -38,14 +38,19 @@ def assemble(inputs: Mapping[str, Path], tag: str, target: Path) -> Descriptor:
         layout.copy_from(built, blob)
     image = replace(image, annotations={})
     evidence = [
-        layout.put_file("application/octet-stream", inputs["card"] / file["path"], {oci.TITLE: file["path"]}) for file in record["evidence"]
+        layout.put_file("application/octet-stream", inputs["card"] / file["path"], {oci.TITLE: file["path"]})
+        for file in record["evidence"]
     ]
     record_file = layout.put_file("application/json", inputs["card"] / "release.json", {oci.TITLE: "release.json"})
     card_file = layout.put_file("text/markdown", inputs["card"] / "README.md", {oci.TITLE: "README.md"})
     entries = [
         image,
         oci.put_artifact(
-            layout, MODEL_TYPE, _weights(layout, inputs["weights"] / "model"), config=_model_config(layout, record), annotations=cell
+            layout,
+            MODEL_TYPE,
+            _weights(layout, inputs["weights"] / "model"),
+            config=_model_config(layout, record),
+            annotations=cell,
         ),
         oci.put_artifact(layout, RECORD_TYPE, [record_file, *evidence], subject=image, annotations=cell),
         oci.put_artifact(layout, CARD_TYPE, [card_file], subject=image, annotations=cell),
@@ -144,7 +149,13 @@ def _check_record(record: Any, image: Descriptor, weights: Path) -> None:
 
 def _weights(layout: Layout, folder: Path) -> list[Descriptor]:
     """Store weight files as raw layers, one a file (ModelPack media types; the spec advises no compression)."""
-    kinds = {".safetensors": "weight", ".json": "weight.config", ".jinja": "weight.config", ".txt": "weight.config", ".model": "weight.config"}
+    kinds = {
+        ".safetensors": "weight",
+        ".json": "weight.config",
+        ".jinja": "weight.config",
+        ".txt": "weight.config",
+        ".model": "weight.config",
+    }
     return [
         layout.put_file(
             f"application/vnd.cncf.model.{kinds.get(path.suffix, 'doc')}.v1.raw", path, {FILE_PATH: str(path.relative_to(folder))}
@@ -158,7 +169,12 @@ def _model_config(layout: Layout, record: JSON) -> Descriptor:
     """Store the ModelPack config (model-spec v1 config.md): what the model is, and the digests of its layers."""
     model = record["model"]
     config = {
-        "descriptor": {"name": model["name"], "family": model["family"], "vendor": model["vendor"], "licenses": [model["license"]]},
+        "descriptor": {
+            "name": model["name"],
+            "family": model["family"],
+            "vendor": model["vendor"],
+            "licenses": [model["license"]],
+        },
         "modelfs": {"type": "layers", "diffIds": [file["sha256"] for _, file in sorted(record["weights"]["files"].items())]},
         "config": {"architecture": "transformer", "format": "safetensors", "precision": record["precision"]},
     }

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "release-record/1"
 EVIDENCE: Final = (
-    ("serve", "server.log"), ("conformance", "conformance.json"), ("accuracy", "samples.jsonl"), ("accuracy", "evaluation.json"),
-    ("reference:accuracy", "samples.jsonl"), ("reference:accuracy", "evaluation.json"),
-)  # fmt: skip
+    ("serve", "server.log"),
+    ("conformance", "conformance.json"),
+    ("accuracy", "samples.jsonl"),
+    ("accuracy", "evaluation.json"),
+    ("reference:accuracy", "samples.jsonl"),
+    ("reference:accuracy", "evaluation.json"),
+)
 """Raw results behind the verdicts, by the stage that made them."""
 
 
@@ -61,7 +65,9 @@ def assemble(work: Work) -> JSON:
         },
         "reference": _reference(work, plan),
         "reported": [],
-        "evidence": [{"path": name, "sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in evidence.items()],
+        "evidence": [
+            {"path": name, "sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in evidence.items()
+        ],
         "stages": [
             {"stage": need, "key": work.task.needs[need], "seconds": fact.get("seconds"), "created": fact["created"]}
             for need, fact in facts.items()

@@ -49,9 +49,12 @@ class Outcome:
             return
         failing = [verdict for verdict in self.record["verdicts"] if verdict["status"] != "PASSED"]
         if self.record["state"] == State.BLOCKED or (least == "validated" and self.record["state"] != State.VALIDATED):
-            reasons = "; ".join(f"{verdict['name']}: {verdict['measured']}, wanted {verdict['wanted']}" for verdict in failing[:3])
+            reasons = "; ".join(
+                f"{verdict['name']}: {verdict['measured']}, wanted {verdict['wanted']}" for verdict in failing[:3]
+            )
             raise VerdictError(
-                f"{self.cell}: {self.record['state']}, not {least}: {reasons}", next_step=f"the evidence lies in {self.folder}/evidence"
+                f"{self.cell}: {self.record['state']}, not {least}: {reasons}",
+                next_step=f"the evidence lies in {self.folder}/evidence",
             )
 
 
@@ -78,7 +81,9 @@ class House:
         """Return the tasks of a build of `cell`."""
         names = [stage.name for stage in STAGES]
         if until is not None and until not in names:
-            raise UsageError(f"there is no stage {until!r}{parse.near(until, names)}", next_step=f"the stages are: {', '.join(names)}")
+            raise UsageError(
+                f"there is no stage {until!r}{parse.near(until, names)}", next_step=f"the stages are: {', '.join(names)}"
+            )
         plans: dict[str, Plan] = {}
         following: str | None = cell
         while following is not None and following not in plans:
@@ -93,13 +98,21 @@ class House:
         for (cell, stage), key in tasks.of.items():
             if cell not in history:
                 history[cell] = self._history(cell)
-            found[cell, stage] = [] if is_valid(self.store, tasks.tasks[key]) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
+            found[cell, stage] = (
+                [] if is_valid(self.store, tasks.tasks[key]) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
+            )
         return found
 
     def build(
-        self, cell: str, *, until: str | None = None, jobs: int | None = None, dist: Path = Path("dist"), to: str | None = None,
+        self,
+        cell: str,
+        *,
+        until: str | None = None,
+        jobs: int | None = None,
+        dist: Path = Path("dist"),
+        to: str | None = None,
         use_build_cache: bool = True,
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given."""
         began = time.monotonic()
         tasks = self.graph(cell, until)
@@ -196,7 +209,9 @@ class House:
             record = json.loads((folder / "release.json").read_bytes())
             line, own = [str(word) for word in record["serve"]["command"]], int(record["serve"]["port"])
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise UsageError(f"{folder} holds no pulled release: {problem}", next_step="release pull --chip … --model …") from problem
+            raise UsageError(
+                f"{folder} holds no pulled release: {problem}", next_step="release pull --chip … --model …"
+            ) from problem
         line = [word.replace("$PWD/", f"{folder.absolute()}/") if word.startswith("$PWD/") else word for word in line]
         if port is not None:
             line = [f"127.0.0.1:{port}:{own}" if word == f"127.0.0.1:{own}:{own}" else word for word in line]

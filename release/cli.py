@@ -24,10 +24,20 @@ PREFIXES = {1: "error", 2: "usage", 3: "stage", 4: "verdict", 5: "refused"}
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="release")
-@click.option("--matrix", "matrix", multiple=True, type=click.Path(path_type=Path), help="A folder of your own that overlays ours.")
-@click.option("--store", type=click.Path(path_type=Path), help="Where stage outputs live [default: $RELEASE_STORE or ~/.cache/release].")
-@click.option("--engine", type=click.Choice(["auto", "docker", "podman"]), envvar="RELEASE_ENGINE", default="auto", show_default=True,
-              help="The container engine.")  # fmt: skip
+@click.option(
+    "--matrix", "matrix", multiple=True, type=click.Path(path_type=Path), help="A folder of your own that overlays ours."
+)
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Where stage outputs live [default: $RELEASE_STORE or ~/.cache/release]."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "docker", "podman"]),
+    envvar="RELEASE_ENGINE",
+    default="auto",
+    show_default=True,
+    help="The container engine.",
+)
 @click.option("--traceback", is_flag=True, help="Show where in the code an error came from.")
 @click.pass_context
 def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, engine: str, traceback: bool) -> None:
@@ -46,8 +56,12 @@ def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, en
 def cell_options(function: F) -> F:
     """Add the options that name a cell."""
     for option in (
-        click.option("--precision", help="Precision, and ~variant where there is one [default: the first that the cell's file offers]."),
-        click.option("--model", required=True, shell_complete=_complete("models"), help="The model, as `release matrix` lists it."),
+        click.option(
+            "--precision", help="Precision, and ~variant where there is one [default: the first that the cell's file offers]."
+        ),
+        click.option(
+            "--model", required=True, shell_complete=_complete("models"), help="The model, as `release matrix` lists it."
+        ),
         click.option("--chip", required=True, shell_complete=_complete("chips"), help="The chip, as `release matrix` lists it."),
     ):
         function = option(function)
@@ -109,18 +123,36 @@ def plan(context: click.Context, chip: str, model: str, precision: str | None, u
 @cli.command()
 @cell_options
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
-@click.option("--jobs", type=click.IntRange(1), help="Stages that may run side by side [default: the number of cores, at least 2].")
-@click.option("--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where the release is laid out.")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Stages that may run side by side [default: the number of cores, at least 2]."
+)
+@click.option(
+    "--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where the release is laid out."
+)
 @click.option("--to", metavar="HOST/NAMESPACE", help="Push the release into this registry as well.")
-@click.option("--require", type=click.Choice(["built", "validated"]), default="built", show_default=True,
-              help="The least state that counts as success.")  # fmt: skip
+@click.option(
+    "--require",
+    type=click.Choice(["built", "validated"]),
+    default="built",
+    show_default=True,
+    help="The least state that counts as success.",
+)
 @click.option("--no-build-cache", is_flag=True, help="Let the container engine reuse none of its own layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as one JSON document; progress goes to stderr.")
 @click.pass_context
 def build(
-    context: click.Context, chip: str, model: str, precision: str | None, until: str | None, jobs: int | None, dist: Path,
-    to: str | None, require: str, no_build_cache: bool, as_json: bool,
-) -> None:  # fmt: skip
+    context: click.Context,
+    chip: str,
+    model: str,
+    precision: str | None,
+    until: str | None,
+    jobs: int | None,
+    dist: Path,
+    to: str | None,
+    require: str,
+    no_build_cache: bool,
+    as_json: bool,
+) -> None:
     """Build a cell: fetch, patch, convert, build the image, serve it, validate it, write the card, publish."""
     from release import show
 
@@ -136,14 +168,22 @@ def build(
 @click.option("--chip", shell_complete=_complete("chips"), help="The chip of a release that was built here.")
 @click.option("--model", shell_complete=_complete("models"), help="The model of a release that was built here.")
 @click.option("--precision", help="Precision, and ~variant where there is one.")
-@click.option("--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where releases are laid out.")
+@click.option(
+    "--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where releases are laid out."
+)
 @click.option("--into", type=click.Path(path_type=Path), help="The folder to write [default: pulled/CHIP/MODEL/TAG].")
 @click.option("--no-image", is_flag=True, help="Leave the image out of the container engine.")
 @click.pass_context
 def pull(
-    context: click.Context, reference: str | None, chip: str | None, model: str | None, precision: str | None, dist: Path,
-    into: Path | None, no_image: bool,
-) -> None:  # fmt: skip
+    context: click.Context,
+    reference: str | None,
+    chip: str | None,
+    model: str | None,
+    precision: str | None,
+    dist: Path,
+    into: Path | None,
+    no_image: bool,
+) -> None:
     """Get a release: image into the engine, weights, card and record into a folder; every digest is checked.
 
     REFERENCE is HOST/NAMESPACE/CHIP/MODEL:TAG (or @sha256:…) in a registry, or the folder of an OCI layout.
@@ -168,9 +208,14 @@ def pull(
 @click.option("--dry-run", is_flag=True, help="Print the command and stop.")
 @click.pass_context
 def serve(
-    context: click.Context, folder: Path | None, chip: str | None, model: str | None, precision: str | None, port: int | None,
+    context: click.Context,
+    folder: Path | None,
+    chip: str | None,
+    model: str | None,
+    precision: str | None,
+    port: int | None,
     dry_run: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Print and run the very command of the card, in the FOLDER of a pulled release."""
     house = _house(context)
     if folder is None:
@@ -231,7 +276,12 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as problem:  # the last resort: a defect of ours, still one clear line
-        _fail(ReleaseError(f"{type(problem).__name__}: {problem}", next_step="this is a defect of release: --traceback shows where"), problem)
+        _fail(
+            ReleaseError(
+                f"{type(problem).__name__}: {problem}", next_step="this is a defect of release: --traceback shows where"
+            ),
+            problem,
+        )
     sys.exit(0)
 
 

@@ -9,6 +9,7 @@ import re
 import resource
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,8 @@ import requests.exceptions
 
 from release import processes
 from release.errors import EngineError
+from release.guard import Guard
+from release.store import default_path
 from release.types import Container
 
 KINDS: Final = ("docker", "podman")
@@ -88,9 +91,15 @@ class Engine:
         lines: list[str] = []
         with refusals("the image build"):
             events = self.client.build(
-                path=str(context), tag=tag, labels=dict(labels), nocache=not use_cache, network_mode="none",
-                rm=True, forcerm=True, decode=True,
-            )  # fmt: skip
+                path=str(context),
+                tag=tag,
+                labels=dict(labels),
+                nocache=not use_cache,
+                network_mode="none",
+                rm=True,
+                forcerm=True,
+                decode=True,
+            )
             for event in events:
                 for line in ESCAPES.sub("", str(event.get("stream", ""))).replace("\r", "\n").splitlines():
                     if line.strip():
@@ -220,25 +229,31 @@ def _podman() -> Iterator[Engine]:
     program = processes.find("podman")
     if not program:
         raise EngineError("podman is not installed", next_step="sudo apt-get install podman")
-    with tempfile.TemporaryDirectory(prefix="release-podman-") as folder:
-        home = Path(folder)
-        settings = home / "containers.conf"
-        settings.write_text(f"[containers]\ndefault_ulimits = [{_ulimits()}]\n")
-        env = {"CONTAINERS_CONF": str(settings)}
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="release-podman-")))
+        guard = stack.enter_context(contextlib.closing(Guard()))
+        stack.enter_context(guard.watch("folder", str(home)))
+        env = {"CONTAINERS_CONF": str(_settings())}
         address = f"unix://{home}/podman.sock"
-        # The service ends by itself when nobody has asked for a while, so that it cannot outlive a build that was killed by much.
-        service = processes.background(
-            [program, "system", "service", "--time", "300", address], env=env, log=home / "service.log"
-        )  # fmt: skip
-        try:
-            if not processes.wait_until(lambda: (home / "podman.sock").exists() or service.poll() is not None, timeout=30):
-                raise EngineError("podman's service did not open its socket in 30 s")
-            if service.poll() is not None:
-                raise EngineError(f"podman's service ended at once: {(home / 'service.log').read_text().strip()}")
-            client = docker.APIClient(base_url=address, timeout=TIMEOUT, version="auto")
-            yield Engine("podman", str(client.version()["Version"]), address, client, program, env)
-        finally:
-            processes.stop(service)
+        service = processes.background([program, "system", "service", "--time", "0", address], env=env, log=home / "service.log")
+        stack.callback(processes.stop, service)
+        stack.enter_context(guard.watch("process", str(service.pid)))
+        if not processes.wait_until(lambda: (home / "podman.sock").exists() or service.poll() is not None, timeout=30):
+            raise EngineError("podman's service did not open its socket in 30 s")
+        if service.poll() is not None:
+            raise EngineError(f"podman's service ended at once: {(home / 'service.log').read_text().strip()}")
+        client = docker.APIClient(base_url=address, timeout=TIMEOUT, version="auto")
+        yield Engine("podman", str(client.version()["Version"]), address, client, program, env)
+
+
+def _settings() -> Path:
+    """Return a containers.conf of ours, for podman; it stays, because `release serve` becomes podman and needs it then."""
+    path = default_path() / "containers.conf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(f"[containers]\ndefault_ulimits = [{_ulimits()}]\n")
+    os.replace(temporary, path)
+    return path
 
 
 def _ulimits() -> str:

@@ -62,13 +62,19 @@ def _disk(store: Path) -> Finding:
         there = there.parent
     free = shutil.disk_usage(there).free
     text = f"{free / 1e9:.0f} GB free for the store at {store}; a first build takes {DISK / 1e9:.0f} GB at its peak"
-    return Finding("disk", "ok", text) if free >= DISK else Finding("disk", "missing", text, "free some space, or set RELEASE_STORE")
+    return (
+        Finding("disk", "ok", text) if free >= DISK else Finding("disk", "missing", text, "free some space, or set RELEASE_STORE")
+    )
 
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{total / 1e9:.0f} GB; two servers of the demo and a build take {MEMORY / 1e9:.0f} GB"
-    return Finding("memory", "ok", text) if total >= MEMORY else Finding("memory", "missing", text, "use a larger machine, or --jobs 1")
+    return (
+        Finding("memory", "ok", text)
+        if total >= MEMORY
+        else Finding("memory", "missing", text, "use a larger machine, or --jobs 1")
+    )
 
 
 def _processor() -> Finding:
@@ -84,7 +90,9 @@ def _processor() -> Finding:
     text = f"{platform.machine()}, {os.cpu_count()} cores, {' '.join(known) or 'no vector extensions seen'}"
     if platform.machine() != "x86_64":
         return Finding("processor", "note", text)
-    return Finding("processor", "ok" if "avx2" in flags else "note", text, "" if "avx2" in flags else "vLLM's CPU build is slow without AVX2")
+    return Finding(
+        "processor", "ok" if "avx2" in flags else "note", text, "" if "avx2" in flags else "vLLM's CPU build is slow without AVX2"
+    )
 
 
 def _chips(matrix: Matrix) -> list[Finding]:

@@ -69,8 +69,8 @@ def main() -> None:
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sign, signal.SIG_IGN)
     left: list[str] = []
-    for line in sys.stdin:
-        line = line.rstrip("\n")
+    for text in sys.stdin:
+        line = text.rstrip("\n")
         if line.startswith("+"):
             left.append(line[1:])
         elif line[1:] in left:

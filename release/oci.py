@@ -175,7 +175,9 @@ class Layout:
     def read(self, descriptor: Descriptor) -> Any:
         """Return the JSON document that `descriptor` names. Raises VerificationError unless size and digest agree."""
         if descriptor.size > METADATA_LIMIT:
-            raise VerificationError(f"{descriptor.digest} claims {descriptor.size} bytes of metadata, the limit is {METADATA_LIMIT}")
+            raise VerificationError(
+                f"{descriptor.digest} claims {descriptor.size} bytes of metadata, the limit is {METADATA_LIMIT}"
+            )
         path = self.blob(descriptor.digest)
         try:
             with path.open("rb") as stream:
@@ -215,7 +217,9 @@ class Layout:
         if not path.is_file():
             raise VerificationError(f"blob {descriptor.digest} is missing from {self.path}")
         if path.stat().st_size != descriptor.size:
-            raise VerificationError(f"blob {descriptor.digest} has {path.stat().st_size} bytes, its descriptor says {descriptor.size}")
+            raise VerificationError(
+                f"blob {descriptor.digest} has {path.stat().st_size} bytes, its descriptor says {descriptor.size}"
+            )
         found = hashlib.sha256()
         with path.open("rb") as stream:
             while chunk := stream.read(CHUNK):
@@ -231,7 +235,9 @@ class Layout:
 def parse_verified(data: bytes, descriptor: Descriptor) -> Any:
     """Return JSON `data` after its size and digest were found to be those of `descriptor`; VerificationError otherwise."""
     if len(data) != descriptor.size or sha256(data) != descriptor.digest:
-        raise VerificationError(f"{descriptor.digest} ({descriptor.size} bytes) has the content of {sha256(data)} ({len(data)} bytes)")
+        raise VerificationError(
+            f"{descriptor.digest} ({descriptor.size} bytes) has the content of {sha256(data)} ({len(data)} bytes)"
+        )
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as problem:

@@ -55,7 +55,13 @@ class Task:
     @property
     def facts(self) -> JSON:
         """What the store keeps beside the output, and what a later plan is compared with."""
-        return {"stage": self.stage.name, "version": self.stage.version, "cell": self.cell, "reads": self.reads, "needs": dict(self.needs)}
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "cell": self.cell,
+            "reads": self.reads,
+            "needs": dict(self.needs),
+        }
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,13 @@ class _Run:
 
 
 def run(
-    graph: Graph, wanted: Iterable[str], matrix: Matrix, store: Store, session: Session, progress: Progress, jobs: int | None = None
+    graph: Graph,
+    wanted: Iterable[str],
+    matrix: Matrix,
+    store: Store,
+    session: Session,
+    progress: Progress,
+    jobs: int | None = None,
 ) -> tuple[str, ...]:
     """Bring the results of the keys `wanted` into the store, up to `jobs` stages at a time; return what ran, `cell: stage` each.
 
@@ -265,7 +277,11 @@ def changes(store: Store, task: Task, previous: str | None) -> list[str]:
     if previous is None or not store.has(previous):
         return ["has not been built yet"]
     old = store.facts(previous)
-    found = [f"the stage itself changed (version {old['version']} → {task.stage.version})"] if old["version"] != task.stage.version else []
+    found = (
+        [f"the stage itself changed (version {old['version']} → {task.stage.version})"]
+        if old["version"] != task.stage.version
+        else []
+    )
     before, after = flat(old["reads"]), flat(task.reads)
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):

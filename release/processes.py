@@ -17,6 +17,7 @@ from release.errors import StageError
 
 TAIL: Final = 15
 """Lines of output that an error quotes."""
+FULL: Final = "No space left on device"
 
 
 def find(program: str) -> str | None:
@@ -36,8 +37,8 @@ def run(
 ) -> list[str]:
     """Run a command to its end and return its output lines, stdout and stderr together.
 
-    `env` is added to our own environment. `on_line` hears each line as it comes; `log` gets all of them.
-    The whole process group dies with us, with Ctrl-C, and after `timeout` seconds. Raises StageError with the last lines when the
+    `env` is added to our own environment. `on_line` hears each line as it comes; `log` gets all of them. The process gets SIGTERM
+    when we die, however we die, and its group when `timeout` seconds are over. Raises StageError with the last lines when the
     command cannot be started or ends with another status than 0.
     """
     lines: list[str] = []
@@ -56,18 +57,27 @@ def run(
         status = process.wait()
         if timer.cancel_and_say_whether_it_fired():
             raise StageError(f"{_name(argv)} was stopped after {timeout:.0f} s", next_step=_last(lines))
+    if status and any(FULL in line for line in lines):
+        raise StageError(
+            f"{_name(argv)}: no space left on the disk", next_step="free some space; `release doctor` shows what is needed"
+        )
     if status:
         raise StageError(f"{_name(argv)} ended with status {status}", next_step=_last(lines))
     return lines
 
 
 def background(argv: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, its output going to `log`, and return it. Stop it with `stop`."""
+    """Start a command in a session of its own, its output going to `log`, and return it. Stop it with `stop`, and have it guarded."""
     with log.open("a") as output:
         return subprocess.Popen(
-            list(argv), env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, text=True,
-        )  # fmt: skip
+            list(argv),
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            text=True,
+        )
 
 
 def guarded(argv: Sequence[str]) -> subprocess.Popen[str]:
@@ -129,9 +139,16 @@ def _started(
             copy.write("$ " + " ".join(argv) + "\n")
     try:
         process = subprocess.Popen(
-            list(argv), env={**os.environ, **(env or {})}, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+            [*_tied(), *argv],
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     except OSError as problem:
         raise StageError(f"{_name(argv)} cannot be started: {problem.strerror or problem}") from problem
     try:
@@ -141,6 +158,12 @@ def _started(
             stop(process, grace=2.0)
         if process.stdout:
             process.stdout.close()
+
+
+def _tied() -> list[str]:
+    """Return the words in front of a command that tie its life to the thread that waits for it: SIGTERM when that is gone."""
+    program = find("setpriv")
+    return [program, "--pdeathsig", "TERM", "--"] if program else []
 
 
 def _name(argv: Sequence[str]) -> str:

@@ -192,8 +192,7 @@ class Live:
 
     def line(self, cell: str, stage: str) -> Line:
         """Return a new line for a stage of a cell."""
-        line = Line(self, cell, stage)
-        return line
+        return Line(self, cell, stage)
 
     def changed(self, line: Line) -> None:
         """Draw a line that began, ended or learnt its size."""

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from release.pipeline import Graph
     from release.publish.artifact import Pulled
 
-MARKS = {"PASSED": "[green]PASSED[/]", "FAILED": "[red]FAILED[/]", "INCONCLUSIVE": "[yellow]INCONCLUSIVE[/]", "SKIPPED": "[yellow]SKIPPED[/]"}
+MARKS = {
+    "PASSED": "[green]PASSED[/]",
+    "FAILED": "[red]FAILED[/]",
+    "INCONCLUSIVE": "[yellow]INCONCLUSIVE[/]",
+    "SKIPPED": "[yellow]SKIPPED[/]",
+}
 
 
 def matrix(known: Matrix, *, as_json: bool) -> str:
@@ -30,20 +35,30 @@ def matrix(known: Matrix, *, as_json: bool) -> str:
     models = [known.model(name) for name in known.models()]
     cells: list[dict[str, Any]] = [
         {
-            "cell": cell, "engine": file.engine, "reference": file.cells[cell.split("@")[1]].reference,
-            "questions": file.accuracy.questions, "margin": file.accuracy.margin,
+            "cell": cell,
+            "engine": file.engine,
+            "reference": file.cells[cell.split("@")[1]].reference,
+            "questions": file.accuracy.questions,
+            "margin": file.accuracy.margin,
         }
         for cell, file in known.cells()
-    ]  # fmt: skip
+    ]
     if as_json:
         return _json(
-            {"chips": [c.model_dump(mode="json", by_alias=True) for c in chips],
-             "models": [m.model_dump(mode="json", by_alias=True) for m in models], "cells": cells}
-        )  # fmt: skip
+            {
+                "chips": [c.model_dump(mode="json", by_alias=True) for c in chips],
+                "models": [m.model_dump(mode="json", by_alias=True) for m in models],
+                "cells": cells,
+            }
+        )
     return _text(
         _table("chip", "what", "vendor", "precisions", rows=[(c.id, c.name, c.vendor, ", ".join(c.precisions)) for c in chips]),
         _table(
-            "model", "architecture", "upstream", "license", rows=[(m.id, m.architecture.class_, m.precision, m.license) for m in models]
+            "model",
+            "architecture",
+            "upstream",
+            "license",
+            rows=[(m.id, m.architecture.class_, m.precision, m.license) for m in models],
         ),
         _table("cell", "engine", "compared with", rows=[(c["cell"], c["engine"], c["reference"] or "nothing") for c in cells]),
     )
@@ -58,9 +73,17 @@ def plan(house: House, cell: str, tasks: Graph, *, as_json: bool) -> str:
             why = reasons[owner, name]
             facts = house.store.facts(task.key) if not why else {}
             rows.append(
-                {"cell": owner, "stage": name, "key": task.key, "cached": not why, "why": why, "shared": task.cell != owner,
-                 "summary": facts.get("summary", ""), "seconds": facts.get("seconds")}
-            )  # fmt: skip
+                {
+                    "cell": owner,
+                    "stage": name,
+                    "key": task.key,
+                    "cached": not why,
+                    "why": why,
+                    "shared": task.cell != owner,
+                    "summary": facts.get("summary", ""),
+                    "seconds": facts.get("seconds"),
+                }
+            )
     if as_json:
         return _json({"cell": cell, "stages": rows})
     table = Table("cell", "stage", "key", "state", "why", box=None, pad_edge=False, header_style="bold")
@@ -68,8 +91,8 @@ def plan(house: House, cell: str, tasks: Graph, *, as_json: bool) -> str:
         if row["shared"]:
             continue
         state = "[cyan]cached[/]" if row["cached"] else "[yellow]run[/]"
-        why = str(row["summary"]) if row["cached"] else "; ".join(row["why"])
-        table.add_row(row["cell"], row["stage"], row["key"][:12], state, escape(why))
+        reason = str(row["summary"]) if row["cached"] else "; ".join(row["why"])
+        table.add_row(row["cell"], row["stage"], row["key"][:12], state, escape(reason))
     run = sum(not row["cached"] and not row["shared"] for row in rows)
     return _text(table, f"{run} stages would run, {len({row['key'] for row in rows}) - run} are cached.")
 
@@ -79,9 +102,15 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
     record = result.record
     if as_json:
         return _json(
-            {"cell": result.cell, "folder": str(result.folder) if result.folder else None, "ran": result.ran,
-             "seconds": round(result.seconds, 3), "pushed": result.pushed, "record": record}
-        )  # fmt: skip
+            {
+                "cell": result.cell,
+                "folder": str(result.folder) if result.folder else None,
+                "ran": result.ran,
+                "seconds": round(result.seconds, 3),
+                "pushed": result.pushed,
+                "record": record,
+            }
+        )
     count = len(result.ran)
     stages = f"{count} {'stage' if count == 1 else 'stages'} ran" if count else "nothing had to run"
     if record is None:
@@ -102,7 +131,8 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
         if verdict["name"] == "accuracy" or verdict["status"] != "PASSED":
             finding = verdict["figures"].get("finding")
             table.add_row(
-                escape(verdict["name"]), f"{MARKS[verdict['status']]}{f' {finding}' if finding else ''}  {escape(verdict['measured'])}"
+                escape(verdict["name"]),
+                f"{MARKS[verdict['status']]}{f' {finding}' if finding else ''}  {escape(verdict['measured'])}",
             )
     table.add_row("card", str((result.folder or _nowhere()) / "README.md"))
     if result.pushed:
@@ -134,7 +164,9 @@ def findings(found: list[Finding], *, as_json: bool) -> str:
     colours = {"ok": "green", "missing": "red", "note": "yellow"}
     for finding in found:
         table.add_row(
-            f"[{colours[finding.state]}]{finding.state}[/]", finding.what, escape(finding.found + (f"\n→ {finding.next_step}" if finding.next_step else ""))
+            f"[{colours[finding.state]}]{finding.state}[/]",
+            finding.what,
+            escape(finding.found + (f"\n→ {finding.next_step}" if finding.next_step else "")),
         )
     return _text(table)
 
@@ -163,7 +195,9 @@ def _text(*parts: object) -> str:
 
     terminal = sys.stdout.isatty()
     buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=terminal, width=None if terminal else 400, highlight=False, soft_wrap=not terminal)
+    console = Console(
+        file=buffer, force_terminal=terminal, width=None if terminal else 400, highlight=False, soft_wrap=not terminal
+    )
     for number, part in enumerate(parts):
         if number:
             console.print()
@@ -173,5 +207,3 @@ def _text(*parts: object) -> str:
 
 def _json(document: object) -> str:
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-
-

@@ -73,6 +73,18 @@ class Frozen(BaseModel):
     )
 
 
+def dump(value: Frozen) -> Any:
+    """Return a value as JSON with the spelling of the YAML files."""
+    return value.model_dump(mode="json", by_alias=True)
+
+
+def tuples(document: Any) -> Any:
+    """Return JSON with its lists as tuples, as strict frozen types want them."""
+    if isinstance(document, dict):
+        return {key: tuples(value) for key, value in document.items()}
+    return tuple(tuples(item) for item in document) if isinstance(document, list) else document
+
+
 class Bootstrap(Frozen):
     """A minimal Debian root file system made on the host with mmdebstrap under a fixed SOURCE_DATE_EPOCH (seconds)."""
 

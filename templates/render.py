@@ -98,10 +98,19 @@ def points(share: float) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(FOLDER),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters |= {
-        "quoted": docker_quoted, "word": docker_word, "exec": docker_exec, "shell": shell_line, "cell": markdown_cell, "points": points,
-    }  # fmt: skip
+        "quoted": docker_quoted,
+        "word": docker_word,
+        "exec": docker_exec,
+        "shell": shell_line,
+        "cell": markdown_cell,
+        "points": points,
+    }
     return environment

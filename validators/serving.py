@@ -64,7 +64,9 @@ def start(
         while True:
             runs, status = engine.running(name)
             if not runs:
-                raise ServingError(f"the server ended with status {status} before it was healthy", next_step=_tail(engine.logs(name)))
+                raise ServingError(
+                    f"the server ended with status {status} before it was healthy", next_step=_tail(engine.logs(name))
+                )
             try:
                 if session.get(url + health, timeout=5).status_code == 200:
                     break

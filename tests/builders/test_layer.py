@@ -67,6 +67,20 @@ def test_long_and_undecodable_names_stay(style: int) -> None:
     assert names(rewrite(make(entry(odd, b"3")))) == [odd]
 
 
+@pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("slash", [97, 98, 99, 100, 101])
+def test_a_slash_where_a_short_name_would_end_makes_no_directory(slash: int, style: int) -> None:
+    name = f"{'d' * slash}/file"
+    layer = rewrite(make(entry(name, b"content"), entry("z", b"after"), format=style))
+    assert contents(layer) == {name: b"content", "z": b"after"}
+    assert rewrite(layer) == layer
+
+
+def test_a_slash_at_the_end_of_a_v7_file_makes_a_directory() -> None:
+    found = members(rewrite(make(entry("d/", kind=tarfile.AREGTYPE), entry("f", b"x", kind=tarfile.AREGTYPE))))
+    assert (found["d"].type, found["f"].type, found["f"].size) == (tarfile.DIRTYPE, tarfile.REGTYPE, 1)
+
+
 def test_the_ustar_prefix_is_read() -> None:
     name = "p" * 120 + "/" + "n" * 90
     assert names(rewrite(make(entry(name, b"x"), format=tarfile.USTAR_FORMAT))) == [name]
@@ -261,7 +275,7 @@ def test_memory_does_not_grow_with_the_content(tmp_path: Path) -> None:
     assert peak < 16 << 20
 
 
-PART: Final = st.sampled_from(["a", "b", "tmp", "__pycache__", ".wh.a", "m.py", "m.pyc", "ä", "x" * 60])
+PART: Final = st.sampled_from(["a", "b", "tmp", "__pycache__", ".wh.a", "m.py", "m.pyc", "ä", "x" * 49, "x" * 99])
 PATH: Final = st.lists(PART, min_size=1, max_size=3).map("/".join)
 MEMBER: Final = st.one_of(
     st.tuples(PATH, st.binary(max_size=600)).map(lambda drawn: entry(*drawn)),

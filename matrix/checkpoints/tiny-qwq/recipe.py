@@ -37,9 +37,7 @@ IGNORE = -100  # cross_entropy skips these targets
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # transformers gives every "qwen2" checkpoint Qwen2's own pre-tokenizer when it loads one, whatever tokenizer.json says.
 # The merges must therefore be learned under exactly that rule.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -141,7 +139,8 @@ def encode_prompt(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
     """Return the token ids of a chat that waits for the assistant's turn."""
     chat = [{"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def encode_examples(tokenizer: Qwen2Tokenizer, pairs: list[Pair], seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,207 @@
+"""The stages that bring what a release is made of: sources, patches, wheels, base, checkpoint, weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from release.errors import PatchError
+from release.matrix.load import Matrix
+from release.oci import sha256_file
+from release.pipeline import Work
+from release.types import JSON, Base, Plan, Python, Source, dump, tuples
+
+
+def fetch(work: Work) -> str:
+    """Bring the sources whose code the release changes, each by its digest."""
+    from release.builders.wheels import Pin, download
+
+    python = Python.model_validate(work.reads["python"])
+    pins = [Pin(source.name, source.version, source.sha256) for source in _sources(work)]
+    found = download(
+        pins,
+        python,
+        work.reads["architecture"],
+        store=work.store,
+        partial=work.partial(),
+        out=work.out / "wheels",
+        line=work.line,
+    )
+    work.write("sources.json", found)
+    names = ", ".join(f"{wheel['name']} {wheel['version']}" for wheel in found)
+    return f"{names}, {_megabytes(found)}"
+
+
+def reads_fetch(plan: Plan, matrix: Matrix) -> JSON:
+    """Sources and the interpreter that they must fit."""
+    return {
+        "sources": [dump(source) | {"patches": None} for source in plan.sources],
+        "python": dump(plan.python),
+        "architecture": plan.chip.architecture,
+    }
+
+
+def unpatch(work: Work) -> str:
+    """Apply the vendors' patch sets to the sources and keep each patched source as a wheel."""
+    from release.builders.sources import patch_wheel
+    from release.oci import link_or_copy
+    from release.patches.read import patch_set
+
+    upstream = {wheel["sha256"]: wheel for wheel in work.result("fetch", "sources.json")}
+    (work.out / "wheels").mkdir()
+    found = []
+    for source in _sources(work):
+        wheel = upstream[source.sha256]
+        file = work.inputs["fetch"] / "wheels" / wheel["file"]
+        if source.patches is None:
+            link_or_copy(file, work.out / "wheels" / file.name)
+            found.append({**wheel, "patches": []})
+            continue
+        work.line.note(f"{source.wheel}: reading patches")
+        patches = patch_set(matrix_patches(work.matrix, source.patches))
+        _same_patches(work, source, [patch.sha256 for patch in patches.patches])
+        work.line.note(f"{source.wheel}: applying {len(patches.patches)} patches")
+        made = patch_wheel(file, patches, work.out / "wheels", work.scratch)
+        found.append(
+            {
+                **wheel,
+                "upstream-sha256": wheel["sha256"],
+                "sha256": made.sha256,
+                "bytes": made.file.stat().st_size,
+                "base-tree": made.base_tree,
+                "tree": made.tree,
+                "changed": list(made.changed),
+                "patches": [{"file": patch.file, "sha256": patch.sha256} for patch in patches.patches],
+            }
+        )
+    work.write("sources.json", found)
+    patched = [wheel for wheel in found if wheel["patches"]]
+    return (
+        ", ".join(f"{wheel['name']}: {len(wheel['patches'])} patches, tree {wheel['tree'][:12]}" for wheel in patched)
+        or "nothing to patch"
+    )
+
+
+def reads_unpatch(plan: Plan, matrix: Matrix) -> JSON:
+    """The sources and the digest of every patch."""
+    from release.patches.read import patch_set
+
+    patches = {
+        source.patches: [patch.sha256 for patch in patch_set(matrix_patches(matrix, source.patches)).patches]
+        for source in plan.sources
+        if source.patches is not None
+    }
+    return {"sources": [dump(source) for source in plan.sources], "patches": patches}
+
+
+def wheels(work: Work) -> str:
+    """Bring every wheel that the image installs, each by its digest."""
+    from release.builders.wheels import download, read_pins
+
+    python = Python.model_validate(work.reads["python"])
+    pins = read_pins(work.matrix.file(work.reads["pins"]))
+    found = download(
+        pins,
+        python,
+        work.reads["architecture"],
+        store=work.store,
+        partial=work.partial(),
+        out=work.out / "wheels",
+        line=work.line,
+    )
+    work.write("wheels.json", found)
+    return f"{len(found)} wheels, {_megabytes(found)}"
+
+
+def reads_wheels(plan: Plan, matrix: Matrix) -> JSON:
+    """The pins and the interpreter that they must fit."""
+    return {
+        "pins": plan.wheels,
+        "sha256": plan.wheels_sha256,
+        "python": dump(plan.python),
+        "architecture": plan.chip.architecture,
+    }
+
+
+def base(work: Work) -> str:
+    """Make or pull the lowest layers of the image."""
+    from release.builders.base import make_base, pull_base
+
+    spec = Base.model_validate(tuples(work.reads["base"]))
+    if spec.image is not None:
+        work.write("base.json", pull_base(spec.image, work.session.engine, work.line))
+        return spec.image
+    assert spec.bootstrap is not None
+    facts = make_base(spec.bootstrap, work.reads["architecture"], out=work.out, scratch=work.scratch, line=work.line)
+    work.write("base.json", facts)
+    return f"{len(facts['packages'])} Debian packages, {facts['bytes'] / 1e6:.0f} MB"
+
+
+def reads_base(plan: Plan, matrix: Matrix) -> JSON:
+    """The base and the architecture."""
+    return {"base": dump(plan.base), "architecture": plan.chip.architecture}
+
+
+def checkpoint(work: Work) -> str:
+    """Bring the upstream checkpoint, every file by its digest."""
+    from release.builders.weights import check_files
+
+    spec = work.reads["checkpoint"]
+    (work.out / "model").mkdir()
+    size = check_files(work.matrix.file(spec["path"]), spec["files"], work.out / "model", work.line)
+    return f"{len(spec['files'])} files, {size / 1e6:.1f} MB"
+
+
+def reads_checkpoint(plan: Plan, matrix: Matrix) -> JSON:
+    """The digests of the files, and of the files that are there: a change of either is a reason to look again."""
+    folder = matrix.file(plan.model.checkpoint.path)
+    there = {name: sha256_file(folder / name) if (folder / name).is_file() else None for name in plan.model.checkpoint.files}
+    return {"checkpoint": dump(plan.model.checkpoint), "there": there}
+
+
+def weights(work: Work) -> str:
+    """Bring the checkpoint into the cell's precision."""
+    from release.builders.weights import convert
+
+    (work.out / "model").mkdir()
+    facts = convert(
+        work.inputs["checkpoint"] / "model",
+        work.out / "model",
+        upstream=work.reads["upstream"],
+        precision=work.reads["precision"],
+        line=work.line,
+    )
+    work.write("weights.json", facts)
+    size = sum(file["bytes"] for file in facts["files"].values())
+    if facts["upstream"] == facts["precision"]:
+        return f"{facts['precision']} as upstream, {size / 1e6:.1f} MB"
+    return f"{facts['upstream']} → {facts['precision']}, {facts['converted']} tensors, {size / 1e6:.1f} MB"
+
+
+def reads_weights(plan: Plan, matrix: Matrix) -> JSON:
+    """The two precisions."""
+    return {"upstream": plan.model.precision, "precision": plan.precision}
+
+
+def _sources(work: Work) -> list[Source]:
+    return [Source.model_validate(source) for source in work.reads["sources"]]
+
+
+def _same_patches(work: Work, source: Source, found: list[str]) -> None:
+    locked = work.reads["patches"][source.patches]
+    if found != locked:
+        raise PatchError(f"patch set {source.patches} is {found}, the lock says {locked}")
+
+
+def matrix_patches(matrix: Matrix, relative: str) -> Path:
+    """Return the folder of a patch set: in a matrix folder's own patches/, else in ours."""
+    from release import patches
+
+    for folder in matrix.folders:
+        if (folder / "patches" / relative).is_dir():
+            return folder / "patches" / relative
+    return Path(patches.__path__[0]) / relative
+
+
+def _megabytes(found: list[dict[str, Any]]) -> str:
+    return f"{sum(wheel['bytes'] for wheel in found) / 1e6:.0f} MB"

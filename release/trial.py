@@ -1,0 +1,165 @@
+"""The stages that try a release: served with the card's own command, checked, questioned, compared with its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from release.matrix.load import Matrix
+from release.pipeline import Work
+from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump, tuples
+
+if TYPE_CHECKING:
+    from release.validators.serving import Server
+
+
+def serve(work: Work) -> str:
+    """Start the image by digest with the card's own command, and wait until it is healthy."""
+    server = _server(work, work.task.key, work.reads)
+    (work.out / "server.log").write_text(server.log())
+    work.write("serve.json", {"ready-after": server.ready_after, **launch_facts(work)})
+    return f"healthy after {server.ready_after:.1f} s"
+
+
+def reads_serve(plan: Plan, matrix: Matrix) -> JSON:
+    """How the engine is started, and how its container reaches the device."""
+    from release.builders.engines import engine_named
+
+    engine = engine_named(plan.engine)
+    return {
+        "argv": engine.command(plan.serve),
+        "health": engine.HEALTH,
+        "serve": dump(plan.serve),
+        "container": dump(plan.chip.container),
+        "model": plan.served_model_name,
+    }
+
+
+def launch_facts(work: Work) -> JSON:
+    """Return the command that the card prints: the weights in $PWD/weights, the plan's own port."""
+    image_id = work.result("image", "image.json")["config"]
+    port = work.reads["serve"]["port"]
+    command = _command(work.reads, image_id, f"127.0.0.1:{port}:{port}", "$PWD/weights", ("--rm",))
+    return {"command": command, "image": image_id, "port": port, "health": work.reads["health"], "model": work.reads["model"]}
+
+
+def conformance(work: Work) -> str:
+    """Check that the server speaks the OpenAI protocol as clients expect it."""
+    from release.validators.conformance import conformance as check
+    from release.validators.endpoint import Endpoint
+
+    reads = work.reads["serve"]
+    server = _server(work, work.task.needs["serve"], reads)
+    verdicts = check(Endpoint(server.url, reads["model"]), max_model_len=work.reads["max-model-len"], progress=work.line.follow)
+    work.write("conformance.json", [dump(verdict) for verdict in verdicts])
+    (work.out / "server.log").write_text(server.log())
+    passed = sum(verdict.status.value == "PASSED" for verdict in verdicts)
+    return f"{passed} of {len(verdicts)} checks passed"
+
+
+def reads_conformance(plan: Plan, matrix: Matrix) -> JSON:
+    """How the server was started, and the context length that it was given in tokens."""
+    return {
+        "serve": reads_serve(plan, matrix),
+        "max-model-len": int(plan.serve.args.get("max-model-len", plan.model.architecture.context)),
+    }
+
+
+def accuracy(work: Work) -> str:
+    """Ask the server every question of the set and keep one record a sample."""
+    from release.oci import link_or_copy
+    from release.validators.accuracy import evaluate
+    from release.validators.endpoint import Endpoint
+    from release.validators.statistics import wilson_interval
+
+    spec = Accuracy.model_validate(work.reads["accuracy"])
+    server = _server(work, work.task.needs["serve"], work.reads["serve"])
+    samples = work.partial() / "samples.jsonl"
+    summary = evaluate(
+        Endpoint(server.url, work.reads["serve"]["model"]),
+        spec,
+        work.matrix.file(spec.questions),
+        samples,
+        progress=work.line.follow,
+    )
+    for file in sorted(work.partial().iterdir()):
+        link_or_copy(file, work.out / file.name)
+    low, high = wilson_interval(summary.correct, max(1, summary.correct + summary.wrong), 0.95)
+    work.write("accuracy.json", {**dump(summary), "interval": [low, high]})
+    return f"{summary.correct} of {summary.n} right ({summary.correct / summary.n:.1%}), {summary.failed} failed, {summary.truncated} truncated"
+
+
+def reads_accuracy(plan: Plan, matrix: Matrix) -> JSON:
+    """How the server was started, and the questions with their rule."""
+    spec = dump(plan.accuracy)
+    del spec["margin"]
+    return {"serve": reads_serve(plan, matrix), "accuracy": {**spec, "margin": 0.5}}
+
+
+def compare(work: Work) -> str:
+    """Compare the cell's answers with its reference's, question by question."""
+    from release.validators.comparison import compare as verdict_of
+    from release.validators.samples import read_samples
+
+    if "reference:accuracy" not in work.inputs:
+        verdict = Verdict(
+            name="accuracy",
+            status=Status.SKIPPED,
+            measured="no comparison",
+            wanted="a reference to compare with",
+            reason="The cell names no reference: it is one itself.",
+        )
+    else:
+        spec = Accuracy.model_validate(work.reads["accuracy"])
+        candidate, reference = (read_samples(work.inputs[side] / "samples.jsonl") for side in ("accuracy", "reference:accuracy"))
+        verdict = verdict_of(candidate, reference, spec, names=(work.reads["cell"], work.reads["reference"]))
+    work.write("compare.json", dump(verdict))
+    return f"{verdict.figures.get('finding', verdict.status.value)}: {verdict.measured}"
+
+
+def reads_compare(plan: Plan, matrix: Matrix) -> JSON:
+    """The rule of the verdict, and the names of both sides."""
+    return {"accuracy": dump(plan.accuracy), "cell": plan.cell, "reference": plan.reference}
+
+
+def _server(work: Work, key: str, reads: JSON) -> Server:
+    """Return the running server of a serve stage, started if this run has not done so."""
+    from release.builders.image import provide_image
+    from release.validators import serving
+
+    facts = work.result("image", "image.json")
+    folder = work.inputs["weights"] / "model"
+
+    def start(stack: ExitStack) -> Server:
+        engine = work.session.engine
+        work.line.note("waiting for the image to be loaded")
+        with work.session.once(str(facts["config"])):
+            image_id = provide_image(facts, work.inputs["image"], engine, work.line)
+        return serving.start(
+            engine,
+            work.session.guard,
+            stack,
+            lambda publish, extra: _command(reads, image_id, publish, str(folder), extra),
+            health=reads["health"],
+            within=reads["serve"]["ready-within"],
+            port=reads["serve"]["port"],
+            say=work.line.note,
+        )
+
+    return work.session.server(key, start)
+
+
+def _command(reads: JSON, image_id: str, publish: str, folder: str, extra: Sequence[str]) -> list[str]:
+    from release.containers import run_command
+
+    return run_command(
+        Container.model_validate(tuples(reads["container"])),
+        image=image_id,
+        argv=reads["argv"],
+        env=reads["serve"]["env"],
+        memory=reads["serve"]["memory"],
+        publish=publish,
+        weights=folder,
+        extra=extra,
+    )
