@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
 
 from release.errors import MatrixError, ReleaseError, UsageError
 from release.matrix import parse
 from release.matrix.load import Matrix, split
 from release.types import Plan, Serve
+
+SECRET_ARGUMENT: Final = re.compile(r"(^|[-_])(api[-_]?key|token|secret|password|credentials?)$", re.IGNORECASE)
+"""Arguments of engines that carry a secret (`api-key`, `hf-token`); `max-num-batched-tokens` carries none."""
+
+T = TypeVar("T")
 
 
 def plan_of(matrix: Matrix, cell: str) -> Plan:
@@ -24,18 +34,25 @@ def plan_of(matrix: Matrix, cell: str) -> Plan:
     precision, _, variant = arm_name.partition("~")
     if precision not in chip.precisions:
         raise MatrixError(
-            f"{path}: cells.{arm_name}: chip {chip.id} does not compute in {precision}",
+            f"{parse.locate(path, 'cells', arm_name)}: chip {chip.id} does not compute in {precision}",
             next_step=f"chip {chip.id} offers {', '.join(chip.precisions)}",
         )
     base, python = file.base or chip.base, chip.python
     if base is None or python is None:
         missing = "base" if base is None else "python"
-        raise MatrixError(f"{path}: neither the cell nor chip {chip.id} says '{missing}'")
+        raise MatrixError(f"{path}:1: {missing}: neither the cell nor chip {chip.id} says it")
     reference = arm.reference
     if reference is not None:
         if reference == cell:
-            raise MatrixError(f"{path}: cells.{arm_name}.reference: a cell cannot be its own reference")
-        _exists(matrix, reference, f"{path}: cells.{arm_name}.reference")
+            raise MatrixError(f"{parse.locate(path, 'cells', arm_name, 'reference')}: a cell cannot be its own reference")
+        _exists(matrix, reference, path, arm_name)
+    serve = _serve(file.serve, arm.serve)
+    for name in serve.args:
+        if SECRET_ARGUMENT.search(name):
+            place = ("cells", arm_name, "serve", "args", name) if name in arm.serve.args else ("serve", "args", name)
+            raise MatrixError(
+                f"{parse.locate(path, *place)}: looks like a secret: secrets come from the environment, never from YAML"
+            )
     return Plan(
         cell=cell,
         chip=chip,
@@ -47,8 +64,8 @@ def plan_of(matrix: Matrix, cell: str) -> Plan:
         python=python,
         sources=file.sources,
         wheels=file.wheels,
-        wheels_sha256="sha256:" + hashlib.sha256(matrix.file(file.wheels).read_bytes()).hexdigest(),
-        serve=_serve(file.serve, arm.serve),
+        wheels_sha256=_digest(matrix, file.wheels, path),
+        serve=serve,
         accuracy=file.accuracy,
         reference=reference,
     )
@@ -63,19 +80,31 @@ def precision_for(matrix: Matrix, chip: str, model: str, asked: str | None) -> s
 def problems(matrix: Matrix) -> list[ReleaseError]:
     """Return every error of the whole matrix: all files, all cells, each once."""
     found: dict[str, ReleaseError] = {}
-    for name in (*matrix.chips(), *matrix.models()):
+
+    def tried(read: Callable[..., T], *words: str) -> T | None:
         try:
-            matrix.chip(name) if name in matrix.chips() else matrix.model(name)
+            return read(*words)
         except ReleaseError as problem:
             found[str(problem)] = problem
+            return None
+
+    for name in matrix.chips():
+        tried(matrix.chip, name)
+    for name in matrix.models():
+        tried(matrix.model, name)
     for name in matrix.cell_files():
-        try:
-            file, _ = matrix.cell_file(*name.split("/"))
-            for arm in file.cells:
-                plan_of(matrix, f"{name}@{arm}")
-        except ReleaseError as problem:
-            found[str(problem)] = problem
+        for arm in file[0].cells if (file := tried(matrix.cell_file, *name.split("/"))) else ():
+            tried(partial(plan_of, matrix), f"{name}@{arm}")
     return list(found.values())
+
+
+def _digest(matrix: Matrix, relative: str, path: Path) -> str:
+    try:
+        return "sha256:" + hashlib.sha256(matrix.file(relative).read_bytes()).hexdigest()
+    except MatrixError as problem:
+        raise MatrixError(f"{parse.locate(path, 'wheels')}: {problem.message}", next_step=problem.next_step) from problem
+    except OSError as problem:
+        raise MatrixError(f"{parse.locate(path, 'wheels')}: {relative} cannot be read: {problem.strerror}") from problem
 
 
 def _serve(shared: Serve, arm: Serve) -> Serve:
@@ -87,11 +116,15 @@ def _serve(shared: Serve, arm: Serve) -> Serve:
     return Serve.model_validate(merged)
 
 
-def _exists(matrix: Matrix, cell: str, where: str) -> None:
+def _exists(matrix: Matrix, cell: str, path: Path, arm_name: str) -> None:
+    place = ("cells", arm_name, "reference")
     try:
         chip, model, arm = split(cell)
         file, _ = matrix.cell_file(chip, model)
     except UsageError as problem:
-        raise MatrixError(f"{where}: {problem.message}", next_step=problem.next_step) from problem
+        raise MatrixError(f"{parse.locate(path, *place)}: {problem.message}", next_step=problem.next_step) from problem
     if arm not in file.cells:
-        raise MatrixError(f"{where}: there is no cell {cell}", next_step=f"{chip}/{model} is offered as {', '.join(file.cells)}")
+        raise MatrixError(
+            f"{parse.locate(path, *place)}: there is no cell {cell}{parse.near(arm, file.cells)}",
+            next_step=f"{chip}/{model} is offered as {', '.join(file.cells)}",
+        )

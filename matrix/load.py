@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from release.errors import MatrixError, UsageError
 from release.matrix import parse
-from release.types import CellFile, Chip, Frozen, Model, split_cell
+from release.types import PRECISIONS, CellFile, Chip, Frozen, Model, split_cell
 
 OURS: Final = Path(__file__).parent
 
@@ -66,7 +66,16 @@ class Matrix:
             )
         cell = _read(files[name], CellFile)
         if (cell.chip, cell.model) != (chip, model):
-            raise MatrixError(f"{files[name]}:1: chip, model: the file says {cell.chip}/{cell.model}, its place says {name}")
+            raise MatrixError(
+                f"{parse.locate(files[name], 'model' if cell.chip == chip else 'chip')}: "
+                f"the file says {cell.chip}/{cell.model}, its place says {name}"
+            )
+        for arm in cell.cells:
+            if not is_cell(f"{name}@{arm}"):
+                raise MatrixError(
+                    f"{parse.locate(files[name], 'cells', arm)}: is neither a precision nor precision~variant",
+                    next_step=f"the precisions are {', '.join(PRECISIONS)}",
+                )
         return cell, files[name]
 
     def cells(self) -> Iterator[tuple[str, CellFile]]:
@@ -103,12 +112,15 @@ class Matrix:
     @staticmethod
     def _same_id(said: str, name: str, path: Path) -> None:
         if said != name:
-            raise MatrixError(f"{path}:1: id: is {said!r}, the file's name says {name!r}")
+            raise MatrixError(f"{parse.locate(path, 'id')}: is {said!r}, the file's name says {name!r}")
 
 
 def _read(path: Path, kind: type[F]) -> F:
     """Return the file as a `kind`, parsed once for each state of the file."""
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except OSError as problem:
+        raise MatrixError(f"{path}: cannot be read: {problem.strerror}") from problem
     found = _read_once(path, kind, (facts.st_mtime_ns, facts.st_size))
     assert isinstance(found, kind)
     return found
@@ -117,6 +129,15 @@ def _read(path: Path, kind: type[F]) -> F:
 @cache
 def _read_once(path: Path, kind: type[Frozen], stamp: tuple[int, int]) -> Frozen:
     return parse.read(path, kind)
+
+
+def is_cell(name: str) -> bool:
+    """Say whether `name` has the form of a cell id."""
+    try:
+        split_cell(name)
+    except ValueError:
+        return False
+    return True
 
 
 def split(cell: str) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from release.errors import MatrixError
 
@@ -19,7 +21,17 @@ DEPTH_LIMIT: Final = 50
 INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
 FLOAT: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
+PLAIN: Final = re.compile(rf"true|false|{FLOAT.pattern}")
+
 LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MESSAGE_LIMIT: Final = 300
+"""Characters that a complaint has at most: a value of a megabyte is no help to anyone."""
+WANTED: Final = {
+    "tuple_type": "is not a list",
+    "dict_type": "is not a mapping of keys to values",
+    "model_type": "is not a mapping of keys to values",
+}
+"""What our readers call a type that pydantic names after Python."""
 
 T = TypeVar("T", bound=BaseModel)
 Place = tuple[str | int, ...]
@@ -33,7 +45,7 @@ def read(path: Path, kind: type[T]) -> T:
     """
     data, lines = _document(path)
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as problem:
         raise _complaint(path, kind, problem, lines) from problem
 
@@ -42,6 +54,12 @@ def near(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest known names, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(repr(m) for m in matches)}?)" if matches else ""
+
+
+def locate(path: Path, *place: str | int) -> str:
+    """Return file, line and dotted key of a place in a file that was read: `cells/cpu/x.yaml:35: cells.bf16`; for complaints."""
+    _, lines = _document(path)
+    return f"{path}:{lines.get(place, 1)}: {dotted(place)}"
 
 
 def _document(path: Path) -> tuple[Any, dict[Place, int]]:
@@ -57,9 +75,18 @@ def _document(path: Path) -> tuple[Any, dict[Place, int]]:
         node = yaml.compose(text, Loader=LOADER)
         return _value(path, node, (), lines), lines
     except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise MatrixError(f"{path}{line}: {getattr(problem, 'problem', None) or problem}") from problem
+        raise MatrixError(f"{path}:{_line_of(problem, text)}: {_reason_of(problem)}") from problem
+
+
+def _line_of(problem: yaml.YAMLError, text: str) -> int:
+    if mark := getattr(problem, "problem_mark", None):
+        return int(mark.line) + 1
+    position = getattr(problem, "position", 0)
+    return text.count("\n", 0, position if isinstance(position, int) else 0) + 1
+
+
+def _reason_of(problem: yaml.YAMLError) -> str:
+    return str(getattr(problem, "problem", None) or getattr(problem, "reason", None) or problem).splitlines()[0]
 
 
 def _refuse_cleverness(path: Path, text: str) -> None:
@@ -109,12 +136,14 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
         return text == "true"
     if INTEGER.fullmatch(text):
         return int(text) if len(text) < 20 else text
-    return float(text) if FLOAT.fullmatch(text) else text
+    if FLOAT.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    return text
 
 
 def _complaint(path: Path, kind: type[BaseModel], problem: ValidationError, lines: dict[Place, int]) -> MatrixError:
     error = problem.errors(include_url=False)[0]
-    place = tuple(part for part in error["loc"] if part != "[key]")
+    place = tuple(error["loc"])
     while place and place not in lines:
         place = place[:-1]
     line = lines.get(place, 1)
@@ -123,10 +152,28 @@ def _complaint(path: Path, kind: type[BaseModel], problem: ValidationError, line
         return MatrixError(f"{where}: unknown key{near(str(place[-1]), fields_at(kind, place[:-1]))}")
     if error["type"] == "missing":
         return MatrixError(f"{path}:{line}: {dotted(error['loc'])}: is missing")
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "string_type" and not isinstance(error["input"], dict | tuple | None):
-        return MatrixError(f"{where}: {error['input']!r} is not text", next_step="put it in quotes")
-    return MatrixError(f"{where}: {message[0].lower() + message[1:]}")
+    if error["type"] in WANTED:
+        return MatrixError(f"{where}: {WANTED[error['type']]}")
+    return MatrixError(f"{where}: {_message(error)}", next_step=_hint(error["type"], error["input"]))
+
+
+def _message(error: ErrorDetails) -> str:
+    if error["type"] == "string_type" and error["input"] is not None:
+        message = f"{error['input']!r} is not text"
+    elif error["type"] == "value_error":
+        message = str(error["msg"]).removeprefix("Value error, ")
+    else:
+        message = str(error["msg"])[0].lower() + str(error["msg"])[1:]
+    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
+
+
+def _hint(kind: str, value: object) -> str:
+    """Return what to do about a scalar that has the wrong type only for its quotes, or for their absence."""
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return "put it in quotes"
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str) and PLAIN.fullmatch(value):
+        return "write it without quotes"
+    return ""
 
 
 def dotted(place: Sequence[str | int]) -> str:

@@ -28,7 +28,7 @@ def render_card(record: JSON) -> str:
         "accuracy": next(verdict for verdict in verdicts if verdict["name"] == "accuracy"),
         "checks": checks,
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
-        "question": {"model": record["serve"]["model"], "messages": [{"role": "user", "content": "What is 37+45?"}]},
+        "question": {"model": record["serve"]["model"], "messages": [{"role": "user", "content": record["model"]["example"]}]},
         "pull": f"release pull --chip {record['chip']['id']} --model {record['model']['id']} --precision {record['precision']}",
         "tag": record["precision"] + (f"-{record['variant']}" if record["variant"] else ""),
         "wheels": sorted([*record["pins"]["wheels"], *record["pins"]["sources"]], key=lambda wheel: str(wheel["name"])),

@@ -148,11 +148,8 @@ class Store:
                     f"no space left on the disk of {self.path}",
                     next_step="free some space or set RELEASE_STORE to another disk; `release doctor` shows what is needed",
                 ) from problem
-            if problem.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and str(problem.filename or "").startswith(
-                str(self.path)
-            ):
+            if str(problem.filename or "").startswith(str(self.path)):
                 raise StoreError(
-                    f"{problem.filename} cannot be written: {problem.strerror}",
-                    next_step="set RELEASE_STORE to a folder of yours",
+                    f"{problem.filename} cannot be used: {problem.strerror}", next_step="set RELEASE_STORE to a folder of yours"
                 ) from problem
             raise

@@ -161,7 +161,7 @@ class Checkpoint(Frozen):
 
 
 class Model(Frozen):
-    """An upstream checkpoint at a pinned revision, with its architecture facts."""
+    """An upstream checkpoint at a pinned revision, with its architecture facts; `example` is a question for the card."""
 
     id: Slug
     name: str
@@ -170,6 +170,7 @@ class Model(Frozen):
     license: Slug
     languages: tuple[Slug, ...] = ("en",)
     description: str
+    example: str
     precision: Precision
     architecture: Architecture
     checkpoint: Checkpoint
