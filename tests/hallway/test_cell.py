@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from command import CELL, Answer, Running, done_stages, release
-from distribution import Distribution, registry  # noqa: F401
+from distribution import Distribution
 from huggingface_hub import ModelCard
 
 from release.containers import Engine, connect
