@@ -58,7 +58,13 @@ def bootstrap(spec: Bootstrap, architecture: str, target: Path, scratch: Path, l
     if not program:
         raise FetchError("mmdebstrap is not installed", next_step="sudo apt-get install mmdebstrap")
     raw = scratch / "raw.tar"
-    argv = [*_apart(), program, "--variant=minbase", f"--architectures={architecture}", f"--include={','.join(sorted(spec.include))}"]
+    argv = [
+        *_apart(),
+        program,
+        "--variant=minbase",
+        f"--architectures={architecture}",
+        f"--include={','.join(sorted(spec.include))}",
+    ]
     argv += ['--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*']
     argv += [spec.suite, str(raw), *_mirrors(spec.suite)]
 

@@ -142,7 +142,9 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
 
 
 def _complaint(path: Path, kind: type[BaseModel], problem: ValidationError, lines: dict[Place, int]) -> MatrixError:
-    error = problem.errors(include_url=False)[0]
+    errors = problem.errors(include_url=False)
+    # A misspelt key is unknown and missing at once: the first of the two is what helps.
+    error = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     place = tuple(error["loc"])
     while place and place not in lines:
         place = place[:-1]

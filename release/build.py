@@ -45,10 +45,8 @@ class Outcome:
 
     def require(self, least: str) -> None:
         """Raise VerdictError unless the release is at least `built` or `validated`."""
-        if self.record is None:
-            return
-        failing = [verdict for verdict in self.record["verdicts"] if verdict["status"] != "PASSED"]
-        if self.record["state"] == State.BLOCKED or (least == "validated" and self.record["state"] != State.VALIDATED):
+        if self.record is not None and not suffices(self.record, least):
+            failing = [verdict for verdict in self.record["verdicts"] if verdict["status"] != "PASSED"]
             reasons = "; ".join(
                 f"{verdict['name']}: {verdict['measured']}, wanted {verdict['wanted']}" for verdict in failing[:3]
             )
@@ -76,6 +74,10 @@ class House:
         cell = precision_for(self.matrix, chip, model, precision)
         plan_of(self.matrix, cell)
         return cell
+
+    def plan(self, cell: str) -> Plan:
+        """Return the plan of a cell id."""
+        return plan_of(self.matrix, cell)
 
     def graph(self, cell: str, until: str | None) -> Graph:
         """Return the tasks of a build of `cell`."""
@@ -112,8 +114,12 @@ class House:
         dist: Path = Path("dist"),
         to: str | None = None,
         use_build_cache: bool = True,
+        least: str = "built",
     ) -> Outcome:
-        """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given."""
+        """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given.
+
+        A release that is not at least `least` ("built" or "validated") is laid out, and never pushed.
+        """
         began = time.monotonic()
         tasks = self.graph(cell, until)
         wanted = [tasks.of[cell, stage] for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
@@ -136,7 +142,7 @@ class House:
             return Outcome(cell, None, None, ran, time.monotonic() - began)
         folder = self.deliver(tasks, cell, dist)
         record = json.loads((folder / "release.json").read_bytes())
-        pushed = self._push(cell, folder, to) if to else None
+        pushed = self._push(cell, folder, to) if to and suffices(record, least) else None
         return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
 
     def deliver(self, tasks: Graph, cell: str, dist: Path) -> Path:
@@ -266,6 +272,11 @@ class House:
             if now != before:
                 self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
                 _write(self._history_path(cell), json.dumps(now, indent=1))
+
+
+def suffices(record: JSON, least: str) -> bool:
+    """Say whether a release is at least `built` (no verdict failed) or `validated` (every verdict passed)."""
+    return record["state"] == State.VALIDATED or (least == "built" and record["state"] == State.BUILT)
 
 
 def folder_of(cell: str, root: Path) -> Path:

@@ -158,7 +158,7 @@ def build(
 
     house = _house(context)
     cell = house.cell(chip, model, precision)
-    outcome = house.build(cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache)
+    outcome = house.build(cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache, least=require)
     click.echo(show.outcome(outcome, as_json=as_json))
     outcome.require(require)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from release.matrix.load import Matrix
     from release.pipeline import Graph
     from release.publish.artifact import Pulled
+    from release.types import Plan
 
 MARKS = {
     "PASSED": "[green]PASSED[/]",
@@ -84,8 +85,9 @@ def plan(house: House, cell: str, tasks: Graph, *, as_json: bool) -> str:
                     "seconds": facts.get("seconds"),
                 }
             )
+    planned = house.plan(cell)
     if as_json:
-        return _json({"cell": cell, "stages": rows})
+        return _json({"plan": planned.model_dump(mode="json", by_alias=True), "stages": rows})
     table = Table("cell", "stage", "key", "state", "why", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         if row["shared"]:
@@ -94,7 +96,29 @@ def plan(house: House, cell: str, tasks: Graph, *, as_json: bool) -> str:
         reason = str(row["summary"]) if row["cached"] else "; ".join(row["why"])
         table.add_row(row["cell"], row["stage"], row["key"][:12], state, escape(reason))
     run = sum(not row["cached"] and not row["shared"] for row in rows)
-    return _text(table, f"{run} stages would run, {len({row['key'] for row in rows}) - run} are cached.")
+    return _text(_facts(planned), table, f"{run} stages would run, {len({row['key'] for row in rows}) - run} are cached.")
+
+
+def _facts(planned: Plan) -> Table:
+    """Return the plan itself: what is released, from what, and how it is served."""
+    from release.builders.engines import engine_named
+
+    base = planned.base.image or f"Debian {planned.base.bootstrap.suite if planned.base.bootstrap else ''}, made here"
+    rows = [
+        ("cell", planned.cell),
+        ("chip", f"{planned.chip.name}, {planned.chip.architecture}"),
+        ("model", f"{planned.model.name}, {planned.model.architecture.class_}, {planned.model.precision} upstream"),
+        ("base", base),
+        *(("source", source.wheel + (f", patched by {source.patches}" if source.patches else "")) for source in planned.sources),
+        ("wheels", f"{planned.wheels}, Python {planned.python.version}, glibc {planned.python.glibc}"),
+        ("serve", " ".join(engine_named(planned.engine).command(planned.serve))),
+        ("questions", f"{planned.accuracy.questions}, margin {100 * planned.accuracy.margin:g} points"),
+        ("compared with", planned.reference or "nothing"),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def outcome(result: Outcome, *, as_json: bool) -> str:

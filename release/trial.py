@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from release.matrix.load import Matrix
 from release.pipeline import Work
@@ -12,6 +12,9 @@ from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump
 
 if TYPE_CHECKING:
     from release.validators.serving import Server
+
+UNUSED_MARGIN: Final = 0.5
+"""Stands in while questions are asked: the margin is read by `compare` alone, so that another margin asks nothing again."""
 
 
 def serve(work: Work) -> str:
@@ -73,7 +76,7 @@ def accuracy(work: Work) -> str:
     from release.validators.endpoint import Endpoint
     from release.validators.statistics import wilson_interval
 
-    spec = Accuracy.model_validate(work.reads["accuracy"])
+    spec = Accuracy.model_validate({**work.reads["accuracy"], "margin": UNUSED_MARGIN})
     server = _server(work, work.task.needs["serve"], work.reads["serve"])
     samples = work.partial() / "samples.jsonl"
     summary = evaluate(
@@ -92,9 +95,10 @@ def accuracy(work: Work) -> str:
 
 def reads_accuracy(plan: Plan, matrix: Matrix) -> JSON:
     """How the server was started, and the questions with their rule."""
-    spec = dump(plan.accuracy)
-    del spec["margin"]
-    return {"serve": reads_serve(plan, matrix), "accuracy": {**spec, "margin": 0.5}}
+    return {
+        "serve": reads_serve(plan, matrix),
+        "accuracy": plan.accuracy.model_dump(mode="json", by_alias=True, exclude={"margin"}),
+    }
 
 
 def compare(work: Work) -> str:

@@ -28,6 +28,7 @@ family: pebble
 vendor: Invented
 license: mit
 description: Counts.
+example: How many?
 precision: bf16
 architecture:
   class: PebbleForCausalLM

