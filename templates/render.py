@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import jinja2
 from release.errors import TemplateError
 
 FOLDER: Final = Path(__file__).parent
-CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 FOLDER_WORD: Final = re.compile(r"\$PWD/[A-Za-z0-9._/:-]+")
 SWITCHES: Final = ("--rm", "--read-only", "--privileged")
 """Flags of `docker run` that take no value, as far as our commands use them."""
@@ -30,6 +30,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     except jinja2.TemplateError as problem:
         line = f":{problem.lineno}" if isinstance(problem, jinja2.TemplateSyntaxError) else ""
         raise TemplateError(f"template {template}{line}: {problem.message or problem}") from problem
+    except (TypeError, ValueError, ArithmeticError, LookupError) as problem:
+        raise TemplateError(f"template {template}: {type(problem).__name__}: {problem}") from problem
 
 
 def sources(*templates: str) -> dict[str, str]:
@@ -40,8 +42,9 @@ def sources(*templates: str) -> dict[str, str]:
 def docker_quoted(value: str) -> str:
     r"""Return `value` as a double-quoted Dockerfile string for LABEL and ENV.
 
-    Backslash, quote, dollar and backtick are escaped with a backslash (the parser's default escape character), so that nothing
-    is expanded. Raises TemplateError for control characters and line separators.
+    Backslash, quote and dollar are escaped with a backslash (the parser's default escape character), so that nothing is expanded;
+    these three are all that can be escaped between double quotes (buildkit's shell lexer, processDoubleQuote). Raises
+    TemplateError for control characters, line separators and what UTF-8 cannot say.
     """
     if CONTROL.search(value):
         raise TemplateError(f"{value!r} has a control character: it cannot stand in a Dockerfile")
@@ -85,14 +88,19 @@ def shell_line(argv: Sequence[str], width: int = 100) -> str:
 
 
 def markdown_cell(value: object) -> str:
-    """Return a value as text for a cell of a Markdown table: no pipes, no line breaks, no HTML."""
+    """Return a value as text for a cell of a Markdown table: no pipes, no line breaks, no HTML.
+
+    Pipe and backslash become character references: dialects disagree on what a backslash before a pipe means.
+    """
     text = CONTROL.sub(" ", str(value))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    for sign, reference in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("\\", "&#92;")):
+        text = text.replace(sign, reference)
+    return text
 
 
-def points(share: float) -> str:
-    """Return a share as signed percentage points: 0.0123 → `+1.23`."""
-    return f"{100 * share:+.2f}"
+def prose(value: object) -> str:
+    """Return a value as Markdown text that holds no HTML and stays in its paragraph."""
+    return CONTROL.sub(" ", str(value)).replace("&", "&amp;").replace("<", "&lt;")
 
 
 @cache
@@ -105,12 +113,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "quoted": docker_quoted,
-        "word": docker_word,
+    filters: dict[str, Callable[..., str]] = {
+        "quoted": lambda value: docker_quoted(str(value)),  # str: what is undefined says so itself
+        "word": lambda value: docker_word(str(value)),
         "exec": docker_exec,
         "shell": shell_line,
         "cell": markdown_cell,
-        "points": points,
+        "prose": prose,
     }
+    environment.filters |= filters
     return environment

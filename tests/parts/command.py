@@ -62,9 +62,17 @@ class Running:
 
     @classmethod
     def start(cls, *words: str, store: Path, cwd: Path | None = None) -> Running:
-        """Start `release --store STORE words…` in a process group of its own."""
+        """Start `release --store STORE words…` in a process group of its own, hearing Ctrl-C as in a terminal.
+
+        What a shell starts in the background has SIGINT ignored, and the tests may run there.
+        """
         process = subprocess.Popen(
-            _argv(words, store), cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            ["env", "--default-signal=INT", *_argv(words, store)],
+            cwd=cwd,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         running = cls(process)
         threading.Thread(target=running._read, daemon=True).start()

@@ -208,7 +208,7 @@ def test_a_descriptor_survives_being_written_and_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "index", ["", "{", "[]", "{}", '{"manifests": 1}', '{"manifests": {"a": 1}}', '{"manifests": [1]}', "null"]
+    "index", ["", "{", "[]", "{}", '{"manifests": 1}', '{"manifests": {"a": 1}}', '{"manifests": [1]}', "null", "[" * 200_000]
 )
 def test_an_index_that_is_none_is_refused(index: str, layout: Layout) -> None:
     (layout.path / "index.json").write_text(index)
@@ -224,7 +224,9 @@ def test_a_manifest_that_is_none_is_refused(manifest: object, layout: Layout) ->
         oci.children(layout.put_json(oci.IMAGE_MANIFEST, manifest), layout)
 
 
-@pytest.mark.parametrize("text", [None, "{}", "[]", "nonsense", '{"imageLayoutVersion": "2.0.0"}', '{"imageLayoutVersion": 1}'])
+@pytest.mark.parametrize(
+    "text", [None, "{}", "[]", "nonsense", '{"imageLayoutVersion": "2.0.0"}', '{"imageLayoutVersion": 1}', "[" * 200_000]
+)
 def test_a_folder_that_is_no_layout_is_refused(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "oci-layout").write_text(text)
@@ -243,6 +245,17 @@ def test_verifying_says_how_many_bytes_were_read(layout: Layout) -> None:
     read: list[int] = []
     layout.verify(manifest, on_bytes=read.append)
     assert sum(read) == manifest.size + config.size + layer.size
+
+
+def test_a_blob_that_is_named_many_times_is_read_once(layout: Layout) -> None:
+    """Thirty indexes, each naming the next one twice, would otherwise be a thousand million reads."""
+    entry, size = layout.put("a/b", b"x"), 1
+    for _ in range(10):
+        entry = layout.put_json(oci.IMAGE_INDEX, {"manifests": [entry.to_json(), entry.to_json()]})
+        size += entry.size
+    read: list[int] = []
+    layout.verify(entry, on_bytes=read.append)
+    assert sum(read) == size
 
 
 def test_an_artifact_names_its_type_its_subject_and_an_empty_config(layout: Layout) -> None:

@@ -1,0 +1,139 @@
+"""The record is put together from what the stages left, names its evidence by digest, and never says more than was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from records import record
+
+from release.matrix.check import plan_of
+from release.matrix.load import Matrix
+from release.oci import sha256
+from release.pipeline import Stage, Task, Work
+from release.progress import Line
+from release.publish.card import render_card
+from release.publish.record import assemble, evidence_files
+from release.session import Session
+from release.store import Store
+from release.types import JSON
+
+CANDIDATE, REFERENCE = "cpu/tiny-qwq@bf16", "cpu/tiny-qwq@fp32"
+PASSED = {"name": "models", "status": "PASSED", "measured": "1", "wanted": "1", "reason": "r", "figures": {}}
+ACCURATE = {**PASSED, "name": "accuracy", "figures": {"finding": "CONSISTENT"}}
+SAMPLES = b'{"id": "add-0001"}\n'
+
+
+def outputs(conformance: list[JSON], compare: JSON) -> dict[str, dict[str, Any]]:
+    """Return the files that each stage leaves, by stage and name."""
+    made = record()
+    arm = made["accuracy"]["candidate"]
+    return {
+        "unpatch": {"sources.json": made["pins"]["sources"]},
+        "wheels": {"wheels.json": made["pins"]["wheels"]},
+        "base": {"base.json": made["pins"]["base"]},
+        "checkpoint": {},
+        "weights": {"weights.json": made["weights"]},
+        "render": {"Dockerfile": b"FROM x\n", "pylock.toml": b"lock\n"},
+        "image": {"image.json": made["image"]},
+        "serve": {"serve.json": made["serve"], "server.log": b"INFO up\n"},
+        "conformance": {"conformance.json": conformance},
+        "accuracy": {"accuracy.json": arm, "samples.jsonl": SAMPLES, "evaluation.json": {}},
+        "compare": {"compare.json": compare},
+        "reference:accuracy": {"accuracy.json": arm, "samples.jsonl": b"reference\n"},
+        "reference:serve": {"serve.json": {"port": 8000}},
+    }
+
+
+def work(tmp_path: Path, files: dict[str, dict[str, Any]], cell: str = CANDIDATE) -> Work:
+    """Return what the card stage is given when the stages before it left `files`."""
+    store, matrix = Store(tmp_path / "store"), Matrix()
+    needs = {}
+    for number, (need, left) in enumerate(files.items()):
+        needs[need] = f"{number:064x}"
+
+        def fill(folder: Path, left: dict[str, Any] = left) -> None:
+            for name, content in left.items():
+                (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+        store.put(needs[need], {"created": f"2026-11-20T10:00:{number:02}+00:00", "seconds": number, "summary": ""}, fill)
+    plan = plan_of(matrix, cell).model_dump(mode="json", by_alias=True)
+    task = Task(Stage("card", 1, tuple(needs), lambda plan, matrix: {}, lambda work: ""), cell, {"plan": plan}, needs, "f" * 64)
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    out.mkdir(), scratch.mkdir()
+    inputs = {need: store.get(key) for need, key in needs.items()}
+    return Work(task, inputs, out, scratch, matrix, store, cast(Session, None), cast(Line, None))
+
+
+def test_the_record_holds_what_the_stages_found(tmp_path: Path) -> None:
+    files = outputs([PASSED], ACCURATE)
+    made = assemble(work(tmp_path, files))
+    assert (made["cell"], made["precision"], made["variant"], made["state"]) == (CANDIDATE, "bf16", None, "validated")
+    assert made["image"] == files["image"]["image.json"]
+    assert made["weights"] == files["weights"]["weights.json"]
+    assert made["verdicts"] == [PASSED, ACCURATE]
+    assert made["pins"]["dockerfile"] == sha256(b"FROM x\n")
+    assert made["pins"]["pylock"] == sha256(b"lock\n")
+    assert made["pins"]["checkpoint"] == made["model"]["checkpoint"]["files"]
+    assert made["reference"] == {"cell": REFERENCE, "serve": {"port": 8000}}
+    assert made["reported"] == []
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_the_record_is_as_old_as_the_youngest_thing_in_it(tmp_path: Path) -> None:
+    assert assemble(work(tmp_path, outputs([PASSED], ACCURATE)))["created"] == "2026-11-20T10:00:12+00:00"
+
+
+def test_evidence_lies_beside_the_record_and_is_named_by_digest(tmp_path: Path) -> None:
+    given = work(tmp_path, outputs([PASSED], ACCURATE))
+    evidence = {file["path"]: file for file in assemble(given)["evidence"]}
+    assert set(evidence) == {
+        "evidence/serve/server.log",
+        "evidence/conformance/conformance.json",
+        "evidence/accuracy/samples.jsonl",
+        "evidence/accuracy/evaluation.json",
+        "evidence/reference-accuracy/samples.jsonl",
+    }
+    for name, file in evidence.items():
+        data = (given.out / name).read_bytes()
+        assert (file["sha256"], file["bytes"]) == (sha256(data), len(data))
+    assert (given.out / "evidence/accuracy/samples.jsonl").read_bytes() == SAMPLES
+
+
+def test_evidence_that_no_stage_left_is_not_named(tmp_path: Path) -> None:
+    assert evidence_files({"serve": tmp_path}) == {}
+
+
+@pytest.mark.parametrize(
+    ("conformance", "compare", "state"),
+    [
+        ([PASSED], ACCURATE, "validated"),
+        ([PASSED], {**ACCURATE, "status": "SKIPPED"}, "built"),
+        ([PASSED], {**ACCURATE, "status": "INCONCLUSIVE"}, "built"),
+        ([PASSED], {**ACCURATE, "status": "FAILED"}, "blocked"),
+        ([{**PASSED, "status": "FAILED"}], ACCURATE, "blocked"),
+        ([{**PASSED, "status": "SKIPPED"}, PASSED], ACCURATE, "built"),
+    ],
+)
+def test_the_state_is_what_the_verdicts_say(conformance: list[JSON], compare: JSON, state: str, tmp_path: Path) -> None:
+    assert assemble(work(tmp_path, outputs(conformance, compare)))["state"] == state
+
+
+def test_a_conformance_that_looked_at_nothing_validates_nothing(tmp_path: Path) -> None:
+    """One verdict about accuracy does not stand for all the checks that were not made."""
+    assert assemble(work(tmp_path, outputs([], ACCURATE)))["state"] != "validated"
+
+
+def test_a_cell_without_a_reference_has_a_record_and_a_card(tmp_path: Path) -> None:
+    files = outputs([PASSED], {**ACCURATE, "status": "SKIPPED", "figures": {}})
+    files = {need: left for need, left in files.items() if not need.startswith("reference:")}
+    made = assemble(work(tmp_path, files, REFERENCE))
+    assert (made["reference"], made["accuracy"]["reference"], made["state"]) == (None, None, "built")
+    assert "not validated" in render_card(made)
+
+
+def test_the_card_tells_how_to_pull_this_very_cell() -> None:
+    assert "--precision bf16~native" in render_card(record())
+    assert "--precision bf16\n" in render_card(record(variant=None))
