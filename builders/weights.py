@@ -80,7 +80,7 @@ def convert(source: Path, out: Path, *, upstream: str, precision: str, line: Lin
         if path.suffix == ".safetensors" and precision != upstream:
             done, left = convert_shard(path, target, DTYPES[precision][0], line)
             converted, kept = converted + done, kept + left
-        elif path.name == "config.json":
+        elif path.name == "config.json" and precision != upstream:
             target.write_text(json.dumps(_with_dtype(json.loads(path.read_bytes()), DTYPES[precision][1]), indent=2) + "\n")
         else:
             shutil.copyfile(path, target)
@@ -113,10 +113,16 @@ def read_header(stream: IO[bytes], size: int) -> tuple[dict[str, dict[str, Any]]
         if not isinstance(header, dict):
             raise ValueError("the header is not an object")
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ is not a map of texts")
+        for name, tensor in header.items():
+            whole = [*tensor["shape"], *tensor["data_offsets"]]
+            if not all(type(number) is int and number >= 0 for number in whole) or not isinstance(tensor["shape"], list):
+                raise ValueError(f"tensor {name} has a shape or offsets that are no whole numbers")
         reached = 0
         for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = tensor["data_offsets"]
-            if begin != reached or end - begin != math.prod(tensor["shape"]) * WIDTH[tensor["dtype"]]:
+            if begin != reached or end < begin or end - begin != math.prod(tensor["shape"]) * WIDTH[tensor["dtype"]]:
                 raise ValueError(f"tensor {name} has impossible offsets")
             reached = end
         if reached != size - 8 - length:

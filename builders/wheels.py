@@ -38,7 +38,11 @@ class Pin:
 def read_pins(path: Path) -> tuple[Pin, ...]:
     """Return the pins of a requirements file. Every line must be `name==version --hash=sha256:…`; FetchError otherwise."""
     pins: dict[str, Pin] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise FetchError(f"{path} cannot be read: {problem}") from problem
+    for number, line in enumerate(lines, 1):
         text = line.split(" #")[0].strip()
         if not text or text.startswith("#"):
             continue
@@ -79,17 +83,16 @@ def download(
     Wheels that the store has are linked. The others come from pip in one call, with the user's own configuration; `partial` keeps
     what is already there when we are killed. Raises FetchError when a wheel cannot be had or is not the pinned one.
     """
-    missing = [pin for pin in pins if not store.blob(pin.digest).is_file()]
-    names = {pin.digest: _name_file(store, pin) for pin in pins}
+    names = {pin.digest: store.blob_name(pin.digest) for pin in pins}
+    missing = [pin for pin in pins if not (store.blob(pin.digest).is_file() and names[pin.digest].is_file())]
     if missing:
         _fetch(missing, python, architecture, partial, line)
         by_digest = {sha256_file(file): file for file in sorted(partial.glob("*.whl"))}
         for pin in missing:
             if pin.digest not in by_digest:
                 raise FetchError(f"{pin.name}=={pin.version}: pip brought no wheel with {pin.digest}")
+            store.note_blob(pin.digest, by_digest[pin.digest].name)
             store.keep_blob(by_digest[pin.digest], pin.digest)
-            names[pin.digest].parent.mkdir(parents=True, exist_ok=True)
-            names[pin.digest].write_text(by_digest[pin.digest].name)
     out.mkdir(exist_ok=True)
     found = []
     for pin in sorted(pins, key=lambda pin: normalised(pin.name)):
@@ -98,11 +101,6 @@ def download(
         size = (out / file).stat().st_size
         found.append({"name": normalised(pin.name), "version": pin.version, "file": file, "sha256": pin.digest, "bytes": size})
     return found
-
-
-def _name_file(store: Store, pin: Pin) -> Path:
-    """Return where the store keeps the file name of a wheel (pip reads tags from it); a blob without a name counts as missing."""
-    return store.blob(pin.digest).with_name(store.blob(pin.digest).name + ".name")
 
 
 def _fetch(pins: Sequence[Pin], python: Python, architecture: str, partial: Path, line: Line) -> None:

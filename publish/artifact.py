@@ -95,10 +95,11 @@ def unpack(layout: Layout, entry: Descriptor, folder: Path) -> Pulled:
         ):
             _write_files(layout, manifest, key, target)
         record = json.loads((temporary / "release.json").read_bytes())
-        _check_record(record, parts["image"], temporary / "weights")
+        config = oci.children(parts["image"], layout)[0]
+        _check_record(record, cell_of(layout, entry), parts["image"], config, temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise VerificationError(f"the release cannot be unpacked: {problem}") from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,6 +111,8 @@ def _parts(layout: Layout, entry: Descriptor) -> dict[str, Descriptor]:
     found: dict[str, Descriptor] = {}
     for child in oci.children(entry, layout):
         manifest = layout.read(child)
+        if not isinstance(manifest, dict):
+            raise VerificationError(f"{child.digest} is not a manifest")
         kind = kinds.get(str(manifest.get("artifactType")), "image" if child.platform.get("os") == "linux" else "")
         if not kind or kind in found:
             raise VerificationError(f"{entry.digest} is not a release: it has {'two of ' + kind if kind else 'an unknown part'}")
@@ -133,18 +136,25 @@ def _write_files(layout: Layout, manifest: Descriptor, key: str, target: Path) -
         os.chmod(path, 0o644)
 
 
-def _check_record(record: Any, image: Descriptor, weights: Path) -> None:
+def _check_record(record: Any, cell: str, image: Descriptor, config: Descriptor, folder: Path) -> None:
+    """Check that a record speaks of what the release carries: this cell, this image, these weights, this evidence."""
     try:
-        said_image = record["image"]["manifest"]["digest"]
-        said = {name: file["sha256"] for name, file in record["weights"]["files"].items()}
+        said = {"cell": record["cell"], "image": record["image"]["manifest"]["digest"], "image config": record["image"]["config"]}
+        weights = {f"weights/{name}": file["sha256"] for name, file in record["weights"]["files"].items()}
+        evidence = {file["path"]: file["sha256"] for file in record["evidence"]}
     except (KeyError, TypeError, AttributeError) as problem:
         raise VerificationError(f"the record is not one: {problem!r}") from problem
-    if said_image != image.digest:
-        raise VerificationError(f"the record speaks of image {said_image}, the release carries {image.digest}")
-    there = {str(path.relative_to(weights)): oci.sha256_file(path) for path in sorted(weights.rglob("*")) if path.is_file()}
-    if there != said:
-        differing = sorted(name for name in there.keys() | said.keys() if there.get(name) != said.get(name))
-        raise VerificationError(f"the record and the released weights differ in {', '.join(differing)}")
+    for name, carried in {"cell": cell, "image": image.digest, "image config": config.digest}.items():
+        if said[name] != carried:
+            raise VerificationError(f"the record speaks of {name} {said[name]}, the release carries {carried}")
+    there = {str(path.relative_to(folder)): oci.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    for name in ("release.json", "README.md"):
+        if there.pop(name, None) is None:
+            raise VerificationError(f"the release carries no {name}")
+    named = {**weights, **evidence}
+    if there != named:
+        differing = sorted(name for name in there.keys() | named.keys() if there.get(name) != named.get(name))
+        raise VerificationError(f"the record and the files of the release differ in {', '.join(differing)}")
 
 
 def _weights(layout: Layout, folder: Path) -> list[Descriptor]:

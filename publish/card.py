@@ -29,11 +29,16 @@ def render_card(record: JSON) -> str:
         "checks": checks,
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
         "question": {"model": record["serve"]["model"], "messages": [{"role": "user", "content": record["model"]["example"]}]},
-        "pull": f"release pull --chip {record['chip']['id']} --model {record['model']['id']} --precision {record['precision']}",
-        "tag": record["precision"] + (f"-{record['variant']}" if record["variant"] else ""),
+        "pull": f"release pull --chip {record['chip']['id']} --model {record['model']['id']} --precision {arm(record)}",
+        "tag": arm(record).replace("~", "-"),
         "wheels": sorted([*record["pins"]["wheels"], *record["pins"]["sources"]], key=lambda wheel: str(wheel["name"])),
     }
     return render(TEMPLATE, values)
+
+
+def arm(record: JSON) -> str:
+    """Return precision and variant as the command line takes them: `bf16`, `bf16~native`."""
+    return str(record["precision"]) + (f"~{record['variant']}" if record["variant"] else "")
 
 
 def front_matter(record: JSON) -> dict[str, Any]:

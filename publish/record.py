@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from release import __version__
 from release.oci import link_or_copy, sha256_file
-from release.types import JSON, Verdict, state_of
+from release.types import JSON, State, Verdict, state_of
 
 if TYPE_CHECKING:
     from release.pipeline import Work
@@ -28,7 +28,7 @@ EVIDENCE: Final = (
 def assemble(work: Work) -> JSON:
     """Return the record of the release whose stage outputs `work` holds, and lay the evidence beside it under evidence/."""
     plan = work.reads["plan"]
-    verdicts = [*work.result("conformance", "conformance.json"), work.result("compare", "compare.json")]
+    conformance, comparison = work.result("conformance", "conformance.json"), work.result("compare", "compare.json")
     facts = {need: work.store.facts(key) for need, key in work.task.needs.items()}
     evidence = evidence_files(work.inputs)
     for name, path in evidence.items():
@@ -39,7 +39,7 @@ def assemble(work: Work) -> JSON:
         "made-by": f"release {__version__}",
         "cell": plan["cell"],
         "created": max(str(fact["created"]) for fact in facts.values()),
-        "state": state_of(tuple(Verdict.model_validate(verdict, strict=False) for verdict in verdicts)).value,
+        "state": _state(conformance, comparison).value,
         "chip": plan["chip"],
         "model": plan["model"],
         "precision": plan["precision"],
@@ -57,7 +57,7 @@ def assemble(work: Work) -> JSON:
         "image": work.result("image", "image.json"),
         "weights": work.result("weights", "weights.json"),
         "serve": work.result("serve", "serve.json"),
-        "verdicts": verdicts,
+        "verdicts": [*conformance, comparison],
         "accuracy": {
             "rule": plan["accuracy"],
             "candidate": work.result("accuracy", "accuracy.json"),
@@ -73,6 +73,12 @@ def assemble(work: Work) -> JSON:
             for need, fact in facts.items()
         ],
     }
+
+
+def _state(conformance: list[JSON], comparison: JSON) -> State:
+    """Return what the release is. A conformance that looked at nothing blocks it, whatever the comparison says."""
+    verdicts = [*conformance, comparison] if conformance else []
+    return state_of(tuple(Verdict.model_validate(verdict, strict=False) for verdict in verdicts))
 
 
 def evidence_files(inputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -72,12 +72,16 @@ class House:
     def cell(self, chip: str, model: str, precision: str | None) -> str:
         """Return the cell id for the options. Raises UsageError with near misses where there is none."""
         cell = precision_for(self.matrix, chip, model, precision)
-        plan_of(self.matrix, cell)
+        self.plan(cell)
         return cell
 
     def plan(self, cell: str) -> Plan:
-        """Return the plan of a cell id."""
-        return plan_of(self.matrix, cell)
+        """Return the plan of a cell id, whose engine is one that we have. Raises MatrixError or UsageError."""
+        from release.builders.engines import engine_named
+
+        planned = plan_of(self.matrix, cell)
+        engine_named(planned.engine)
+        return planned
 
     def graph(self, cell: str, until: str | None) -> Graph:
         """Return the tasks of a build of `cell`."""

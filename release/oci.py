@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,7 @@ class Layout:
         """Return the layout at `path`. Raises VerificationError where there is none."""
         try:
             version = json.loads((path / "oci-layout").read_bytes())["imageLayoutVersion"]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise VerificationError(f"{path} is not an OCI image layout: {problem}") from problem
         if version != "1.0.0":
             raise VerificationError(f"{path} has OCI layout version {version!r}, known is 1.0.0")
@@ -191,7 +192,7 @@ class Layout:
         try:
             document = json.loads((self.path / "index.json").read_bytes())
             return [Descriptor.from_json(entry) for entry in document["manifests"]]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise VerificationError(f"{self.path}/index.json cannot be read: {problem}") from problem
 
     def set_index(self, entries: Sequence[Descriptor]) -> None:
@@ -213,6 +214,15 @@ class Layout:
 
         `on_bytes(n)` hears of every n bytes hashed. Raises VerificationError with the first blob that differs.
         """
+        stack, seen = [descriptor], set()
+        while stack:
+            found = stack.pop()
+            if (what := (found.digest, found.media_type, found.size)) not in seen:
+                seen.add(what)
+                self._verify_blob(found, on_bytes)
+                stack += children(found, self)
+
+    def _verify_blob(self, descriptor: Descriptor, on_bytes: Callable[[int], None] | None) -> None:
         path = self.blob(descriptor.digest)
         if not path.is_file():
             raise VerificationError(f"blob {descriptor.digest} is missing from {self.path}")
@@ -228,8 +238,6 @@ class Layout:
                     on_bytes(len(chunk))
         if "sha256:" + found.hexdigest() != descriptor.digest:
             raise VerificationError(f"blob {descriptor.digest} has the content of sha256:{found.hexdigest()}")
-        for child in children(descriptor, self):
-            self.verify(child, on_bytes)
 
 
 def parse_verified(data: bytes, descriptor: Descriptor) -> Any:
@@ -295,6 +303,6 @@ def link_or_copy(source: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)

@@ -179,8 +179,10 @@ class _Run:
             except ReleaseError as problem:
                 line.failed(problem.message)
                 raise problem.located(f"{task.cell}: {task.stage.name}") from problem.__cause__
-            except OSError as problem:
-                line.failed(str(problem))
+            except Exception as problem:
+                line.failed(f"{type(problem).__name__}: {problem}")
+                if not isinstance(problem, OSError):
+                    raise
                 raise StageError(str(problem), where=f"{task.cell}: {task.stage.name}") from problem
             self.store.settle(task.key)
             line.done(str(facts["summary"]))

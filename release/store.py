@@ -67,11 +67,14 @@ class Store:
                 (temporary / ENTRY).write_text(json.dumps(dict(facts), indent=1, sort_keys=True))
                 entry = self._entry(key)
                 entry.parent.mkdir(parents=True, exist_ok=True)
-                if entry.exists():  # damaged: it has no ENTRY, or we would not be here
-                    shutil.rmtree(entry)
+                if (
+                    entry.exists()
+                ):  # damaged, or reached from inputs that are others now; moved, so that it never stands there by half
+                    entry.rename(temporary.with_name(temporary.name + ".old"))
                 temporary.rename(entry)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in (temporary, temporary.with_name(temporary.name + ".old")):
+                shutil.rmtree(leftover, ignore_errors=True)
         return self._entry(key)
 
     @contextlib.contextmanager
@@ -101,6 +104,17 @@ class Store:
     def blob(self, digest: str) -> Path:
         """Return where the file with this digest (`sha256:<hex>`) lies or would lie."""
         return self._folder("blobs") / digest.removeprefix("sha256:")
+
+    def blob_name(self, digest: str) -> Path:
+        """Return where the name of a blob's file is noted; tools read meaning from some names, a wheel's for one."""
+        return self._folder("blobs") / (digest.removeprefix("sha256:") + ".name")
+
+    def note_blob(self, digest: str, name: str) -> None:
+        """Note the file name of a blob. Before `keep_blob`, so that a blob never stands without the name that it needs."""
+        with self._refusals():
+            temporary = self._folder("blobs") / f".{uuid.uuid4().hex}"
+            temporary.write_text(name)
+            temporary.rename(self.blob_name(digest))
 
     def keep_blob(self, source: Path, digest: str) -> Path:
         """Take a file whose digest the caller has checked into the store, by link or copy, and return its place."""

@@ -88,7 +88,7 @@ def accuracy(work: Work) -> str:
     )
     for file in sorted(work.partial().iterdir()):
         link_or_copy(file, work.out / file.name)
-    low, high = wilson_interval(summary.correct, max(1, summary.correct + summary.wrong), 0.95)
+    low, high = wilson_interval(summary.correct, summary.n, 0.95)
     work.write("accuracy.json", {**dump(summary), "interval": [low, high]})
     return f"{summary.correct} of {summary.n} right ({summary.correct / summary.n:.1%}), {summary.failed} failed, {summary.truncated} truncated"
 
