@@ -82,6 +82,38 @@ def build_image(
 
     The engine keeps nothing of the first build: what is served and published is the normalised image.
     """
+    archive = _saved(engine, rendered, wheels, key, use_cache, scratch, line)
+    line.note("normalising")
+    line.expect(archive.stat().st_size, "bytes")
+    layout = oci.Layout.create(out / "layout")
+    made = normalise(
+        archive,
+        layout,
+        epoch=epoch,
+        base_diff_ids=frozenset(base_diff_ids),
+        labels=labels,
+        created_by="release",
+        drop=left_out,
+        on_bytes=line.advance,
+    )
+    kept = [layer.diff_id for layer in made.layers[: len(base_diff_ids)]]
+    if kept != list(base_diff_ids):
+        raise EngineError(f"the engine built on the layers {kept}, the base has {list(base_diff_ids)}")
+    layout.set_index([made.manifest.named(TAG)])
+    return {
+        "manifest": made.manifest.to_json(),
+        "config": made.config_digest,
+        "layers": [
+            {"diff-id": layer.diff_id, "digest": layer.digest, "bytes": layer.size, "unpacked": layer.uncompressed_size}
+            for layer in made.layers
+        ],
+        "compressor": made.compressor,
+        "built-with": f"{engine.kind} {engine.version}",
+    }
+
+
+def _saved(engine: Engine, rendered: Path, wheels: Sequence[Path], key: str, use_cache: bool, scratch: Path, line: Line) -> Path:
+    """Build what was rendered and return `docker save` of it; nothing of the build stays in the engine."""
     context = scratch / "context"
     (context / WHEELS).mkdir(parents=True)
     link_or_copy(rendered / "Dockerfile", context / "Dockerfile")
@@ -100,30 +132,7 @@ def build_image(
         engine.save(image, archive, on_bytes=line.advance)
     finally:
         engine.remove_images(build_label)
-    line.note("normalising")
-    line.expect(archive.stat().st_size, "bytes")
-    layout = oci.Layout.create(out / "layout")
-    made = normalise(
-        archive,
-        layout,
-        epoch=epoch,
-        base_diff_ids=frozenset(base_diff_ids),
-        labels=labels,
-        created_by="release",
-        drop=left_out,
-        on_bytes=line.advance,
-    )
-    layout.set_index([made.manifest.named(TAG)])
-    return {
-        "manifest": made.manifest.to_json(),
-        "config": made.config_digest,
-        "layers": [
-            {"diff-id": layer.diff_id, "digest": layer.digest, "bytes": layer.size, "unpacked": layer.uncompressed_size}
-            for layer in made.layers
-        ],
-        "compressor": made.compressor,
-        "built-with": f"{engine.kind} {engine.version}",
-    }
+    return archive
 
 
 def left_out(name: str, layer: Collection[str]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from release.errors import PatchError
 from release.matrix.load import Matrix
@@ -11,22 +12,15 @@ from release.oci import sha256_file
 from release.pipeline import Work
 from release.types import JSON, Base, Plan, Python, Source, dump, tuples
 
+if TYPE_CHECKING:
+    from release.builders.wheels import Pin
+
 
 def fetch(work: Work) -> str:
     """Bring the sources whose code the release changes, each by its digest."""
-    from release.builders.wheels import Pin, download
+    from release.builders.wheels import Pin
 
-    python = Python.model_validate(work.reads["python"])
-    pins = [Pin(source.name, source.version, source.sha256) for source in _sources(work)]
-    found = download(
-        pins,
-        python,
-        work.reads["architecture"],
-        store=work.store,
-        partial=work.partial(),
-        out=work.out / "wheels",
-        line=work.line,
-    )
+    found = _download(work, [Pin(source.name, source.version, source.sha256) for source in _sources(work)])
     work.write("sources.json", found)
     names = ", ".join(f"{wheel['name']} {wheel['version']}" for wheel in found)
     return f"{names}, {_megabytes(found)}"
@@ -96,19 +90,9 @@ def reads_unpatch(plan: Plan, matrix: Matrix) -> JSON:
 
 def wheels(work: Work) -> str:
     """Bring every wheel that the image installs, each by its digest."""
-    from release.builders.wheels import download, read_pins
+    from release.builders.wheels import read_pins
 
-    python = Python.model_validate(work.reads["python"])
-    pins = read_pins(work.matrix.file(work.reads["pins"]))
-    found = download(
-        pins,
-        python,
-        work.reads["architecture"],
-        store=work.store,
-        partial=work.partial(),
-        out=work.out / "wheels",
-        line=work.line,
-    )
+    found = _download(work, read_pins(work.matrix.file(work.reads["pins"])))
     work.write("wheels.json", found)
     return f"{len(found)} wheels, {_megabytes(found)}"
 
@@ -181,6 +165,14 @@ def weights(work: Work) -> str:
 def reads_weights(plan: Plan, matrix: Matrix) -> JSON:
     """The two precisions."""
     return {"upstream": plan.model.precision, "precision": plan.precision}
+
+
+def _download(work: Work, pins: Sequence[Pin]) -> list[JSON]:
+    """Put pinned wheels that fit the stage's interpreter into the output's wheels/ and return what they are."""
+    from release.builders.wheels import download
+
+    python, architecture = Python.model_validate(work.reads["python"]), work.reads["architecture"]
+    return download(pins, python, architecture, store=work.store, partial=work.partial(), out=work.out / "wheels", line=work.line)
 
 
 def _sources(work: Work) -> list[Source]:

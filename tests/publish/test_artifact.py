@@ -227,13 +227,17 @@ def test_a_file_inside_a_file_is_refused(release: Release) -> None:
 def test_weights_that_the_record_does_not_name_are_refused(release: Release) -> None:
     blob = release.layout.put("application/octet-stream", b"more")
     extra = {**blob.to_json(), "annotations": {FILE_PATH: "extra.bin"}}
-    release.refused(release.with_part(MODEL_TYPE, lambda manifest: manifest["layers"].append(extra)), "differ in weights/extra.bin")
+    release.refused(
+        release.with_part(MODEL_TYPE, lambda manifest: manifest["layers"].append(extra)), "differ in weights/extra.bin"
+    )
 
 
 def test_weights_that_the_record_smuggles_in_are_refused(release: Release) -> None:
     blob = release.layout.put("application/octet-stream", b"more")
     extra = {**blob.to_json(), "annotations": {oci.TITLE: "weights/extra.bin"}}
-    release.refused(release.with_part(RECORD_TYPE, lambda manifest: manifest["layers"].append(extra)), "differ in weights/extra.bin")
+    release.refused(
+        release.with_part(RECORD_TYPE, lambda manifest: manifest["layers"].append(extra)), "differ in weights/extra.bin"
+    )
 
 
 def test_weights_that_are_left_out_are_refused(release: Release) -> None:

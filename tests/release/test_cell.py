@@ -20,7 +20,6 @@ from distribution import Distribution
 from huggingface_hub import ModelCard
 
 from release.containers import Engine, connect
-from release.matrix.load import OURS
 from release.oci import Layout
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
@@ -55,16 +54,6 @@ def folder(built: Answer, place: Path) -> Path:
 def engine() -> Iterator[Engine]:
     with connect("docker") as answering:
         yield answering
-
-
-@pytest.fixture
-def overlay(tmp_path: Path) -> Path:
-    """A matrix folder of a user's own, with copies of our chip, model and cell to change."""
-    folder = tmp_path / "matrix"
-    for name in ("chips/cpu.yaml", "models/tiny-qwq.yaml", "cells/cpu/tiny-qwq.yaml"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(OURS / name, folder / name)
-    return folder
 
 
 def change(path: Path, *place: str | int, value: Any) -> None:

@@ -19,15 +19,6 @@ from release.matrix.load import OURS
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def overlay(tmp_path: Path) -> Path:
-    folder = tmp_path / "matrix"
-    for name in ("chips/cpu.yaml", "models/tiny-qwq.yaml", "cells/cpu/tiny-qwq.yaml"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(OURS / name, folder / name)
-    return folder
-
-
 def build(overlay: Path, store: Path, *words: str, env: dict[str, str] | None = None) -> Answer:
     return release("--matrix", str(overlay), "build", *CELL, *words, store=store, cwd=overlay.parent, env=env)
 
