@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from release.errors import UsageError, VerdictError
+from release.errors import UsageError, VerdictError, VerificationError
 from release.matrix import parse
 from release.matrix.check import plan_of, precision_for
 from release.matrix.load import Matrix, split
-from release.oci import link_or_copy, sha256_file
+from release.oci import DIGEST, link_or_copy, sha256_file
 from release.pipeline import Graph, changes, graph, is_valid, run
 from release.progress import progress_for
 from release.session import Session
@@ -213,12 +213,15 @@ class House:
     def serve_command(self, folder: Path, port: int | None, *, check: bool) -> tuple[list[str], dict[str, str]]:
         """Return the card's command for the pulled release in `folder`, and the environment to run it in.
 
-        With `check`, the port must be free and the engine must hold the image. Raises UsageError, ServingError or EngineError.
+        With `check`, it must ask of this host just what our matrix says of its chip, the port must be free, and the engine must hold
+        the image. Raises UsageError, VerificationError, ServingError or EngineError.
         """
         try:
             record = json.loads((folder / "release.json").read_bytes())
             line, own = [str(word) for word in record["serve"]["command"]], int(record["serve"]["port"])
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+            if check:
+                self._check_command(record, line, own)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise UsageError(
                 f"{folder} holds no pulled release: {problem}", next_step="release pull --chip … --model …"
             ) from problem
@@ -236,6 +239,28 @@ class House:
             if not engine.has(record["image"]["config"]):
                 raise EngineError(f"the engine has no image {record['image']['config']}", next_step="release pull brings it")
             return [engine.cli, *line[1:]], dict(engine.env)
+
+    def _check_command(self, record: JSON, line: list[str], port: int) -> None:
+        """Refuse a command that is not what our own chip's container contract gives: whoever wrote the record may be anybody."""
+        from release.containers import run_command
+
+        chip, serve = self.matrix.chip(str(record["chip"]["id"])), record["serve"]
+        ours = run_command(
+            chip.container,
+            image=str(record["image"]["config"]),
+            argv=[str(word) for word in serve["argv"]],
+            env={str(name): str(value) for name, value in serve["env"].items()},
+            memory=str(serve["memory"]),
+            publish=f"127.0.0.1:{port}:{port}",
+            weights="$PWD/weights",
+            extra=("--rm",),
+        )
+        if line != ours or not DIGEST.fullmatch(str(record["image"]["config"])):
+            odd = [word for word in line if word not in ours]
+            raise VerificationError(
+                f"the record's command is not the one that chip {chip.id} of this matrix gives{': ' + ' '.join(odd) if odd else ''}",
+                next_step="read it with --dry-run; if you trust its author, run it yourself, or overlay the chip with --matrix",
+            )
 
     def _push(self, cell: str, folder: Path, to: str) -> str:
         from release import oci

@@ -44,7 +44,16 @@ def launch_facts(work: Work) -> JSON:
     image_id = work.result("image", "image.json")["config"]
     port = work.reads["serve"]["port"]
     command = _command(work.reads, image_id, f"127.0.0.1:{port}:{port}", "$PWD/weights", ("--rm",))
-    return {"command": command, "image": image_id, "port": port, "health": work.reads["health"], "model": work.reads["model"]}
+    return {
+        "command": command,
+        "image": image_id,
+        "port": port,
+        "argv": work.reads["argv"],
+        "env": work.reads["serve"]["env"],
+        "memory": work.reads["serve"]["memory"],
+        "health": work.reads["health"],
+        "model": work.reads["model"],
+    }
 
 
 def conformance(work: Work) -> str:

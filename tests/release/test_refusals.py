@@ -14,7 +14,8 @@ import pytest
 from command import CELL, Answer, release
 
 from release import patches
-from release.matrix.load import OURS
+from release.containers import run_command
+from release.matrix.load import OURS, Matrix
 
 pytestmark = pytest.mark.integration
 
@@ -109,12 +110,30 @@ def test_an_engine_that_does_not_answer_stops_the_stage_that_needs_it(overlay: P
     nothing_written(tmp_path / "store", overlay)
 
 
+def pulled(folder: Path, *asked: str) -> None:
+    """Write the record of a release for chip cpu, whose command asks for `asked` besides."""
+    image = f"sha256:{'1' * 64}"
+    line = run_command(
+        Matrix().chip("cpu").container, image=image, argv=["vllm"], env={}, memory="4g", publish="127.0.0.1:1:1",
+        weights="$PWD/weights", extra=("--rm", *asked),
+    )  # fmt: skip
+    serve = {"command": line, "port": 1, "argv": ["vllm"], "env": {}, "memory": "4g"}
+    (folder / "release.json").write_text(json.dumps({"chip": {"id": "cpu"}, "image": {"config": image}, "serve": serve}))
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "release.json").write_text(json.dumps({"serve": {"command": ["docker", "run", "127.0.0.1:1:1"], "port": 1}}))
+    pulled(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         answer = release("serve", str(tmp_path), "--port", port, store=tmp_path / "store")
     assert answer.status == 3 and f"port {port} on 127.0.0.1 is taken" in answer.err and "--port" in answer.err
+
+
+@pytest.mark.parametrize("asked", [("--privileged",), ("--volume", "/:/host"), ("--device", "/dev/sda"), ("--pid", "host")])
+def test_a_pulled_command_that_asks_for_more_than_the_chip_does_is_refused(asked: tuple[str, ...], tmp_path: Path) -> None:
+    pulled(tmp_path, *asked)
+    answer = release("serve", str(tmp_path), store=tmp_path / "store")
+    assert answer.status == 5 and asked[-1] in answer.err and "--dry-run" in answer.err
 
 
 def test_a_folder_without_a_release_cannot_be_served(tmp_path: Path) -> None:
