@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	@.ci/with-engine $(VENV)/bin/release build --chip cpu --model tiny-qwq
 
 test: $(VENV)/.test lint
-	@.ci/install docker-registry podman skopeo
+	@.ci/install docker.io docker-registry podman skopeo
 	@.ci/with-engine $(VENV)/bin/pytest
 
 quick: $(VENV)/.test

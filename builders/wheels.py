@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from release.store import Store
 from release.types import Python
 
 PIN: Final = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9._+!-]+)\s+--hash=(?P<hash>sha256:[0-9a-f]{64})")
+BATCH: Final = 35
+"""Wheels that one call of pip brings; each call costs half a second besides."""
 PLATFORMS: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -80,15 +83,16 @@ def download(
 ) -> list[dict[str, Any]]:
     """Put every pinned wheel into `out` and return name, version, file, sha256 and bytes of each, by name.
 
-    Wheels that the store has are linked. The others come from pip in one call, with the user's own configuration; `partial` keeps
-    what is already there when we are killed. Raises FetchError when a wheel cannot be had or is not the pinned one.
+    Wheels that the store has are linked, after another look at their digest. The others come from pip, with the user's own
+    configuration, BATCH at a time: what a batch brought outlives a kill. Raises FetchError when a wheel cannot be had or is not the pinned one.
     """
-    names = {pin.digest: store.blob_name(pin.digest) for pin in pins}
-    missing = [pin for pin in pins if not (store.blob(pin.digest).is_file() and names[pin.digest].is_file())]
-    if missing:
-        _fetch(missing, python, architecture, partial, line)
+    missing = [pin for pin in pins if not _kept(store, pin)]
+    watch = _Watch(line, len(missing))
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        _fetch(batch, python, architecture, partial, watch)
         by_digest = {sha256_file(file): file for file in sorted(partial.glob("*.whl"))}
-        for pin in missing:
+        for pin in batch:
             if pin.digest not in by_digest:
                 raise FetchError(f"{pin.name}=={pin.version}: pip brought no wheel with {pin.digest}")
             store.note_blob(pin.digest, by_digest[pin.digest].name)
@@ -96,24 +100,49 @@ def download(
     out.mkdir(exist_ok=True)
     found = []
     for pin in sorted(pins, key=lambda pin: normalised(pin.name)):
-        file = names[pin.digest].read_text()
+        file = store.blob_name(pin.digest).read_text()
         link_or_copy(store.blob(pin.digest), out / file)
         size = (out / file).stat().st_size
         found.append({"name": normalised(pin.name), "version": pin.version, "file": file, "sha256": pin.digest, "bytes": size})
     return found
 
 
-def _fetch(pins: Sequence[Pin], python: Python, architecture: str, partial: Path, line: Line) -> None:
+def _kept(store: Store, pin: Pin) -> bool:
+    """Say whether the store has a wheel, whole and under its name; what is damaged is thrown away and fetched again."""
+    blob, name = store.blob(pin.digest), store.blob_name(pin.digest)
+    if not blob.is_file() or not name.is_file():
+        return False
+    if sha256_file(blob) != pin.digest or not name.read_text().endswith(".whl"):
+        blob.unlink()
+        return False
+    return True
+
+
+def _fetch(pins: Sequence[Pin], python: Python, architecture: str, partial: Path, watch: _Watch) -> None:
+    scratch = partial / "tmp"  # pip leaves what it unpacks where it was when it is killed
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     with tempfile.NamedTemporaryFile("w", dir=partial, prefix=".pins-", suffix=".txt") as requirements:
         requirements.write("\n".join(pin.requirement for pin in pins) + "\n")
         requirements.flush()
-        argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--progress-bar=raw", "--no-input"]
+        argv = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--require-hashes",
+            "--progress-bar=raw",
+            "--no-input",
+        ]
         argv += ["--disable-pip-version-check", "--dest", str(partial), "--requirement", requirements.name]
-        watch = _Watch(line, len(pins))
         try:
-            processes.run([*argv, *tags(python, architecture)], on_line=watch.hear)
+            processes.run([*argv, *tags(python, architecture)], env={"TMPDIR": str(scratch)}, on_line=watch.hear)
         except StageError as problem:
             raise _explained(problem, watch.lines) from problem
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Watch:

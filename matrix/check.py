@@ -16,6 +16,7 @@ from release.types import Plan, Serve
 
 SECRET_ARGUMENT: Final = re.compile(r"(^|[-_])(api[-_]?key|token|secret|password|credentials?)$", re.IGNORECASE)
 """Arguments of engines that carry a secret (`api-key`, `hf-token`); `max-num-batched-tokens` carries none."""
+RESERVED_ARGUMENTS: Final = ("host", "port")
 
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ def plan_of(matrix: Matrix, cell: str) -> Plan:
         _exists(matrix, reference, path, arm_name)
     serve = _serve(file.serve, arm.serve)
     for name in serve.args:
+        if name in RESERVED_ARGUMENTS:
+            raise MatrixError(f"{path}: serve.args.{name}: is set by the pipeline", next_step="the port is serve.port")
         if SECRET_ARGUMENT.search(name):
             place = ("cells", arm_name, "serve", "args", name) if name in arm.serve.args else ("serve", "args", name)
             raise MatrixError(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from release import oci
-from release.errors import VerificationError
+from release.errors import UsageError, VerificationError
 from release.oci import Descriptor, Layout
-from release.types import JSON, RELATIVE, split_cell
+from release.publish.record import SCHEMA
+from release.types import JSON, RELATIVE, Verdict, split_cell, state_of
 
 RECORD_TYPE: Final = "application/vnd.release.record.v1+json"
 CARD_TYPE: Final = "application/vnd.release.card.v1"
@@ -79,13 +81,13 @@ class Pulled:
 def unpack(layout: Layout, entry: Descriptor, folder: Path) -> Pulled:
     """Check every digest of the release under `entry` and write weights/, release.json, README.md and evidence/ into `folder`.
 
-    The record must speak of exactly this image and these weights. An existing `folder` is replaced, in one rename. Raises
-    VerificationError, and then nothing of the release is there.
+    The record must speak of exactly what is carried, and say what its own verdicts come to. A release that lies in `folder` is
+    replaced; any other folder that is not empty is refused (UsageError). Raises VerificationError, and then `folder` is as it was.
     """
+    refuse_foreign(folder)
     layout.verify(entry)
     parts = _parts(layout, entry)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{suffix}") for suffix in ("", ".old"))
     try:
         (temporary / "weights").mkdir(parents=True)
         for manifest, key, target in (
@@ -96,20 +98,35 @@ def unpack(layout: Layout, entry: Descriptor, folder: Path) -> Pulled:
             _write_files(layout, manifest, key, target)
         record = json.loads((temporary / "release.json").read_bytes())
         config = oci.children(parts["image"], layout)[0]
-        _check_record(record, cell_of(layout, entry), parts["image"], config, temporary)
-        shutil.rmtree(folder, ignore_errors=True)
+        _check_record(record, layout, entry, parts["image"], config, temporary)
+        if folder.exists():
+            folder.rename(old)
         temporary.rename(folder)
     except (OSError, ValueError, RecursionError) as problem:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise VerificationError(f"the release cannot be unpacked: {problem}") from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
     return Pulled(record, folder, layout, parts["image"])
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to put a release where something else is: a file, a link, the working folder, a folder without a release in it."""
+    where = folder.resolve()
+    if folder.is_symlink() or Path.cwd().resolve().is_relative_to(where) or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"a release cannot be written to {folder}", next_step="name a folder that does not exist yet")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "release.json").is_file():
+        raise UsageError(f"{folder} is not empty and holds no release", next_step="name a folder that does not exist yet")
 
 
 def _parts(layout: Layout, entry: Descriptor) -> dict[str, Descriptor]:
     kinds = {MODEL_TYPE: "weights", RECORD_TYPE: "record", CARD_TYPE: "card"}
     found: dict[str, Descriptor] = {}
     for child in oci.children(entry, layout):
+        if child.media_type != oci.IMAGE_MANIFEST:
+            raise VerificationError(f"{child.digest} is a {child.media_type}, not a manifest")
         manifest = layout.read(child)
         if not isinstance(manifest, dict):
             raise VerificationError(f"{child.digest} is not a manifest")
@@ -136,17 +153,31 @@ def _write_files(layout: Layout, manifest: Descriptor, key: str, target: Path) -
         os.chmod(path, 0o644)
 
 
-def _check_record(record: Any, cell: str, image: Descriptor, config: Descriptor, folder: Path) -> None:
-    """Check that a record speaks of what the release carries: this cell, this image, these weights, this evidence."""
+def _check_record(record: Any, layout: Layout, entry: Descriptor, image: Descriptor, config: Descriptor, folder: Path) -> None:
+    """Check that a record speaks of what the release carries, and calls itself no more than its verdicts come to."""
     try:
-        said = {"cell": record["cell"], "image": record["image"]["manifest"]["digest"], "image config": record["image"]["config"]}
+        said = {
+            "schema": record["schema"],
+            "cell": record["cell"],
+            "image": record["image"]["manifest"]["digest"],
+            "image config": record["image"]["config"],
+            "state": record["state"],
+        }
         weights = {f"weights/{name}": file["sha256"] for name, file in record["weights"]["files"].items()}
         evidence = {file["path"]: file["sha256"] for file in record["evidence"]}
-    except (KeyError, TypeError, AttributeError) as problem:
+        state = state_of(tuple(Verdict.model_validate(verdict, strict=False) for verdict in record["verdicts"])).value
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise VerificationError(f"the record is not one: {problem!r}") from problem
-    for name, carried in {"cell": cell, "image": image.digest, "image config": config.digest}.items():
-        if said[name] != carried:
-            raise VerificationError(f"the record speaks of {name} {said[name]}, the release carries {carried}")
+    carried = {
+        "schema": SCHEMA,
+        "cell": cell_of(layout, entry),
+        "image": image.digest,
+        "image config": config.digest,
+        "state": state,
+    }
+    for name, value in carried.items():
+        if said[name] != value:
+            raise VerificationError(f"the record speaks of {name} {str(said[name])[:100]!r}, the release carries {value}")
     there = {str(path.relative_to(folder)): oci.sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     for name in ("release.json", "README.md"):
         if there.pop(name, None) is None:

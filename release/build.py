@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -11,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from release.errors import UsageError, VerdictError, VerificationError
+from release.errors import MatrixError, ReleaseError, UsageError, VerdictError, VerificationError
 from release.matrix import parse
-from release.matrix.check import plan_of, precision_for
+from release.matrix.check import plan_of, precision_for, problems
 from release.matrix.load import Matrix, split
 from release.oci import DIGEST, link_or_copy, sha256_file
 from release.pipeline import Graph, changes, graph, is_valid, run
@@ -21,15 +23,17 @@ from release.progress import progress_for
 from release.session import Session
 from release.stages import STAGES
 from release.store import Store, default_path
+from release.supply import matrix_patches
 from release.types import JSON, Plan, State
 
 if TYPE_CHECKING:
     from release.publish.artifact import Pulled
+    from release.publish.reference import Reference
 
 DELIVERED: Final = ("render", "card")
 """Stages whose files are laid out beside the published artifact."""
 SMALL: Final = 1 << 20
-"""Bytes up to which a delivered file is compared by content, above by size."""
+"""Bytes up to which a delivered file is copied; larger ones are linked where the file system allows it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,20 @@ class House:
 
         planned = plan_of(self.matrix, cell)
         engine_named(planned.engine)
+        for source in planned.sources:
+            if source.patches is not None and not matrix_patches(self.matrix, source.patches).is_dir():
+                raise MatrixError(f"{cell}: sources: there is no patch set {source.patches}", next_step="add it under patches/")
         return planned
+
+    def problems(self) -> list[ReleaseError]:
+        """Return every error of the matrix and of the plan of every cell, each once."""
+        found = {str(problem): problem for problem in problems(self.matrix)}
+        for cell in [] if found else [cell for cell, _ in self.matrix.cells()]:
+            try:
+                self.plan(cell)
+            except ReleaseError as problem:
+                found[str(problem)] = problem
+        return list(found.values())
 
     def graph(self, cell: str, until: str | None) -> Graph:
         """Return the tasks of a build of `cell`."""
@@ -93,7 +110,7 @@ class House:
         plans: dict[str, Plan] = {}
         following: str | None = cell
         while following is not None and following not in plans:
-            plans[following] = plan_of(self.matrix, following)
+            plans[following] = self.plan(following)
             following = plans[following].reference
         return graph(STAGES, plans, self.matrix, cell, until or names[-1])
 
@@ -119,6 +136,7 @@ class House:
         to: str | None = None,
         use_build_cache: bool = True,
         least: str = "built",
+        tag: str | None = None,
     ) -> Outcome:
         """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given.
 
@@ -126,6 +144,9 @@ class House:
         """
         began = time.monotonic()
         tasks = self.graph(cell, until)
+        target = self._target(cell, to, tag) if to else None
+        if target and (cell, "publish") not in tasks.of:
+            raise UsageError("nothing can be pushed before the stage publish", next_step="leave out --until, or --to")
         wanted = [tasks.of[cell, stage] for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
         progress = progress_for(sys.stderr)
         session = Session(self.engine_kind, use_build_cache=use_build_cache)
@@ -139,20 +160,25 @@ class House:
             session.close()
             raise
         finally:
-            self._remember(tasks)
             progress.close()
+            self._remember(tasks)
         session.close()
         if (cell, "publish") not in tasks.of:
             return Outcome(cell, None, None, ran, time.monotonic() - began)
         folder = self.deliver(tasks, cell, dist)
         record = json.loads((folder / "release.json").read_bytes())
-        pushed = self._push(cell, folder, to) if to and suffices(record, least) else None
+        pushed = self._push(folder, target) if target and suffices(record, least) else None
         return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
 
     def deliver(self, tasks: Graph, cell: str, dist: Path) -> Path:
         """Lay the release out under `dist`: Dockerfile, locks, record, card, evidence, published artifact. What is right stays untouched."""
         outputs = {stage: self.store.get(tasks.of[cell, stage]) for stage in (*DELIVERED, "publish")}
         folder = folder_of(cell, dist)
+        for name in ("", "oci", "oci/blobs", "oci/blobs/sha256", "evidence"):
+            if (folder / name).is_symlink():
+                raise UsageError(
+                    f"{folder / name} is a link: a release is laid out in folders of its own", next_step="remove the link"
+                )
         wanted = {"Dockerfile": outputs["render"] / "Dockerfile", "pylock.toml": outputs["render"] / "pylock.toml"}
         for name, root in (("", outputs["card"]), ("oci", outputs["publish"] / "oci")):
             for path in sorted(root.rglob("*")):
@@ -163,8 +189,8 @@ class House:
             _deliver(source, folder / name)
         if not (folder / "lock.json").is_file() or (folder / "lock.json").read_text() != lock:
             _write(folder / "lock.json", lock)
-        for path in (*(folder / "oci").rglob("*"), *(folder / "evidence").rglob("*")):
-            if path.is_file() and str(path.relative_to(folder)) not in wanted:
+        for path in (folder / "oci" / "blobs" / "sha256").glob("*"):
+            if re.fullmatch("[0-9a-f]{64}", path.name) and str(path.relative_to(folder)) not in wanted:
                 path.unlink()
         return folder
 
@@ -172,8 +198,10 @@ class House:
         """Return the OCI layout of a release that was built here. Raises UsageError where there is none."""
         layout = folder_of(cell, dist) / "oci"
         if not layout.is_dir():
-            chip, model, _ = split(cell)
-            raise UsageError(f"{cell} has not been built in {dist}", next_step=f"release build --chip {chip} --model {model}")
+            chip, model, arm = split(cell)
+            raise UsageError(
+                f"{cell} has not been built in {dist}", next_step=f"release build --chip {chip} --model {model} --precision {arm}"
+            )
         return layout
 
     def pulled_folder(self, cell: str) -> Path:
@@ -190,7 +218,10 @@ class House:
         with tempfile.TemporaryDirectory(prefix="release-pull-") as scratch:
             if Path(reference).is_dir():
                 layout = oci.Layout.open(Path(reference))
-                (entry,) = layout.index()
+                entries = layout.index()
+                if len(entries) != 1:
+                    raise VerificationError(f"{reference} holds {len(entries)} releases in its index, not one")
+                entry = entries[0]
                 layout.verify(entry)
             else:
                 from release.publish.reference import Reference
@@ -262,17 +293,19 @@ class House:
                 next_step="read it with --dry-run; if you trust its author, run it yourself, or overlay the chip with --matrix",
             )
 
-    def _push(self, cell: str, folder: Path, to: str) -> str:
-        from release import oci
+    def _target(self, cell: str, to: str, tag: str | None) -> Reference:
+        """Return where in the registry `to` (HOST/NAMESPACE) a cell is pushed. Raises UsageError for what is no reference."""
         from release.publish.reference import Reference
+
+        chip, model, arm = split(cell)
+        return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{tag or arm.replace('~', '-')}")
+
+    def _push(self, folder: Path, target: Reference) -> str:
+        from release import oci
         from release.publish.registry import push
 
-        chip, model, _ = split(cell)
-        tag = folder.name
         layout = oci.Layout.open(folder / "oci")
-        reference = f"{to.rstrip('/')}/{chip}/{model}:{tag}"
-        digest = push(layout, layout.find(tag), Reference.parse(reference))
-        return f"{reference}@{digest}"
+        return f"{target}@{push(layout, layout.find(folder.name), target)}"
 
     def _lock(self, tasks: Graph, cell: str) -> JSON:
         return {
@@ -291,7 +324,7 @@ class House:
             return {}
 
     def _history_path(self, cell: str) -> Path:
-        return self.store.path / "cells" / (cell.replace("/", "_") + ".json")
+        return self.store.path / "cells" / (cell.replace("/", "+") + ".json")
 
     def _remember(self, tasks: Graph) -> None:
         """Note which keys each cell has results for, so that a later plan can say what changed."""
@@ -299,8 +332,9 @@ class House:
             before = self._history(cell)
             now = before | {stage: key for (owner, stage), key in tasks.of.items() if owner == cell and self.store.has(key)}
             if now != before:
-                self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
-                _write(self._history_path(cell), json.dumps(now, indent=1))
+                with contextlib.suppress(OSError):  # it is a hint for `plan`, no more
+                    self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
+                    _write(self._history_path(cell), json.dumps(now, indent=1))
 
 
 def suffices(record: JSON, least: str) -> bool:
@@ -317,7 +351,11 @@ def folder_of(cell: str, root: Path) -> Path:
 def _deliver(source: Path, target: Path) -> None:
     """Make `target` what `source` is. Large files are linked, small ones copied, so that an edit cannot reach the store."""
     size = source.stat().st_size
-    if target.is_file() and target.stat().st_size == size and (size > SMALL or sha256_file(target) == sha256_file(source)):
+    if (
+        target.is_file()
+        and target.stat().st_size == size
+        and (target.samefile(source) or sha256_file(target) == sha256_file(source))
+    ):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)

@@ -92,11 +92,10 @@ def _house(context: click.Context) -> House:
 def matrix_(context: click.Context, as_json: bool, check: bool) -> None:
     """List chips, models and cells."""
     from release import show
-    from release.matrix.check import problems
 
     house = _house(context)
     if check:
-        found = problems(house.matrix)
+        found = house.problems()
         for problem in found:
             click.echo(str(problem), err=True)
         if found:
@@ -130,6 +129,7 @@ def plan(context: click.Context, chip: str, model: str, precision: str | None, u
     "--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where the release is laid out."
 )
 @click.option("--to", metavar="HOST/NAMESPACE", help="Push the release into this registry as well.")
+@click.option("--tag", help="The tag in that registry [default: the precision, and -variant]; a published tag never moves.")
 @click.option(
     "--require",
     type=click.Choice(["built", "validated"]),
@@ -149,6 +149,7 @@ def build(
     jobs: int | None,
     dist: Path,
     to: str | None,
+    tag: str | None,
     require: str,
     no_build_cache: bool,
     as_json: bool,
@@ -158,7 +159,9 @@ def build(
 
     house = _house(context)
     cell = house.cell(chip, model, precision)
-    outcome = house.build(cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache, least=require)
+    outcome = house.build(
+        cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache, least=require, tag=tag
+    )
     click.echo(show.outcome(outcome, as_json=as_json))
     outcome.require(require)
 
@@ -259,8 +262,9 @@ def completion(shell: str) -> None:
 
 def main() -> NoReturn:
     """Run the command line; every way of failing ends here, with one message and its exit code."""
-    signal.signal(signal.SIGTERM, _interrupted)
-    signal.signal(signal.SIGHUP, _interrupted)
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sign) is not signal.SIG_IGN:  # nohup
+            signal.signal(sign, _interrupted)
     try:
         cli.main(standalone_mode=False)
     except ReleaseError as problem:

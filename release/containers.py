@@ -26,6 +26,9 @@ from release.store import default_path
 from release.types import Container
 
 KINDS: Final = ("docker", "podman")
+SOCKET: Final = "unix:///var/run/docker.sock"
+WANTED: Final = 1 << 20
+"""The hard limit of files and processes that podman's defaults ask for."""
 TIMEOUT: Final = 900
 """Seconds that one silent answer of an engine may take (it sends nothing while it unpacks a layer)."""
 ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -44,10 +47,11 @@ class Engine:
 
     def has(self, image: str) -> bool:
         """Say whether the engine holds `image` (an id `sha256:…` or a reference)."""
-        try:
-            self.client.inspect_image(image)
-        except docker.errors.ImageNotFound:
-            return False
+        with refusals(f"image {image}"):
+            try:
+                self.client.inspect_image(image)
+            except docker.errors.ImageNotFound:
+                return False
         return True
 
     def inspect(self, image: str) -> dict[str, Any]:
@@ -129,11 +133,6 @@ class Engine:
             with contextlib.suppress(docker.errors.APIError):
                 self.client.remove_image(image["Id"], force=True)
 
-    def remove_tag(self, tag: str) -> None:
-        """Remove a tag, if it is there."""
-        with contextlib.suppress(docker.errors.APIError):
-            self.client.remove_image(tag, force=True)
-
     def start(self, command: Sequence[str]) -> str:
         """Run a `docker run --detach …` command line on this engine and return the container's id."""
         lines = processes.run([self.cli, *command[1:]], env=self.env)
@@ -199,13 +198,15 @@ def connect(kind: str = "auto") -> Iterator[Engine]:
     `kind` is "docker", "podman" or "auto": what DOCKER_HOST or the default socket answers, else podman, whose service is started on a
     private socket and ends with the block. Raises EngineError with the next step when none can be had.
     """
-    if kind in ("auto", "docker"):
-        try:
-            yield _docker()
-            return
-        except EngineError:
-            if kind == "docker" or not processes.find("podman"):
-                raise
+    try:
+        engine = _docker() if kind in ("auto", "docker") else None
+    except EngineError:
+        if kind == "docker" or not processes.find("podman"):
+            raise
+        engine = None
+    if engine is not None:
+        yield engine
+        return
     with _podman() as engine:
         yield engine
 
@@ -220,8 +221,11 @@ def _docker() -> Engine:
             next_step="start one (`sudo systemctl start docker`), or install one: `sudo apt-get install docker.io`, or `podman`",
         ) from problem
     is_podman = any("podman" in str(part.get("Name", "")).lower() for part in version.get("Components", []))
-    cli = processes.find("docker") or processes.find("podman") or "docker"
-    return Engine("podman" if is_podman else "docker", str(version["Version"]), client.base_url, client, cli)
+    address = (
+        os.environ.get("DOCKER_HOST") or SOCKET
+    )  # the command line must reach the very engine that answered, whatever its context
+    kind = "podman" if is_podman else "docker"
+    return Engine(kind, str(version["Version"]), address, client, processes.find("docker") or "docker", {"DOCKER_HOST": address})
 
 
 @contextlib.contextmanager
@@ -233,7 +237,7 @@ def _podman() -> Iterator[Engine]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="release-podman-")))
         guard = stack.enter_context(contextlib.closing(Guard()))
         stack.enter_context(guard.watch("folder", str(home)))
-        env = {"CONTAINERS_CONF": str(_settings())}
+        env = _settings()
         address = f"unix://{home}/podman.sock"
         service = processes.background([program, "system", "service", "--time", "0", address], env=env, log=home / "service.log")
         stack.callback(processes.stop, service)
@@ -246,14 +250,30 @@ def _podman() -> Iterator[Engine]:
         yield Engine("podman", str(client.version()["Version"]), address, client, program, env)
 
 
-def _settings() -> Path:
-    """Return a containers.conf of ours, for podman; it stays, because `release serve` becomes podman and needs it then."""
+def _settings() -> dict[str, str]:
+    """Return the environment that podman needs here: a containers.conf of ours where the defaults would start no container.
+
+    That is so under low hard limits, and where crun meets hybrid cgroups that only runc can use. The file stays, because `release serve`
+    becomes podman and needs it then. Elsewhere the user's own settings stand alone.
+    """
+    low = any(0 <= resource.getrlimit(limit)[1] < WANTED for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+    hybrid = Path("/sys/fs/cgroup/unified").is_dir() and processes.find("runc")
+    if not low and not hybrid:
+        return {}
+    text = (f"[containers]\ndefault_ulimits = [{_ulimits()}]\n" if low else "") + (
+        '[engine]\nruntime = "runc"\n' if hybrid else ""
+    )
     path = default_path() / "containers.conf"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(f"[containers]\ndefault_ulimits = [{_ulimits()}]\n")
-    os.replace(temporary, path)
-    return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as problem:
+        raise EngineError(
+            f"podman's settings cannot be written to {path}: {problem.strerror}", next_step="set RELEASE_STORE"
+        ) from problem
+    return {"CONTAINERS_CONF": str(path)}
 
 
 def _ulimits() -> str:
@@ -262,7 +282,7 @@ def _ulimits() -> str:
     For processes that holds even of the hard limit itself (seen with podman 4.3: 96365 of 96365 is refused, 32768 is not).
     """
     pairs = []
-    for name, number, most in (("nofile", resource.RLIMIT_NOFILE, 1 << 20), ("nproc", resource.RLIMIT_NPROC, 1 << 15)):
+    for name, number, most in (("nofile", resource.RLIMIT_NOFILE, WANTED), ("nproc", resource.RLIMIT_NPROC, 1 << 15)):
         hard = resource.getrlimit(number)[1]
         bound = most if hard == resource.RLIM_INFINITY else min(hard, most)
         pairs.append(f'"{name}={bound}:{bound}"')

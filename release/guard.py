@@ -22,7 +22,7 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        self._process = processes.guarded([sys.executable, "-m", "release.guard"])
+        self._process = processes.guarded([sys.executable, "-P", "-m", "release.guard"])
         self._lock = threading.Lock()
 
     @contextlib.contextmanager

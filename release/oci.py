@@ -116,7 +116,7 @@ class Layout:
     def open(cls, path: Path) -> Layout:
         """Return the layout at `path`. Raises VerificationError where there is none."""
         try:
-            version = json.loads((path / "oci-layout").read_bytes())["imageLayoutVersion"]
+            version = json.loads(_small(path / "oci-layout"))["imageLayoutVersion"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise VerificationError(f"{path} is not an OCI image layout: {problem}") from problem
         if version != "1.0.0":
@@ -190,7 +190,7 @@ class Layout:
     def index(self) -> list[Descriptor]:
         """Return the entries of index.json."""
         try:
-            document = json.loads((self.path / "index.json").read_bytes())
+            document = json.loads(_small(self.path / "index.json"))
             return [Descriptor.from_json(entry) for entry in document["manifests"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise VerificationError(f"{self.path}/index.json cannot be read: {problem}") from problem
@@ -238,6 +238,17 @@ class Layout:
                     on_bytes(len(chunk))
         if "sha256:" + found.hexdigest() != descriptor.digest:
             raise VerificationError(f"blob {descriptor.digest} has the content of sha256:{found.hexdigest()}")
+
+
+def _small(path: Path) -> bytes:
+    """Return a small regular file; OSError for anything else (a pipe, a device) and ValueError for a large one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is not a file")
+    with path.open("rb") as stream:
+        data = stream.read(METADATA_LIMIT + 1)
+    if len(data) > METADATA_LIMIT:
+        raise ValueError(f"{path.name} is larger than {METADATA_LIMIT} bytes")
+    return data
 
 
 def parse_verified(data: bytes, descriptor: Descriptor) -> Any:

@@ -79,6 +79,7 @@ class Work:
     store: Store
     session: Session
     line: Line
+    partial_key: str = ""
 
     @property
     def reads(self) -> JSON:
@@ -86,8 +87,8 @@ class Work:
         return self.task.reads
 
     def partial(self) -> Path:
-        """Return the folder of this key that outlives a killed run."""
-        return self.store.partial(self.task.key)
+        """Return the folder that outlives a killed run, of this key with these very inputs."""
+        return self.store.partial(self.partial_key)
 
     def result(self, need: str, name: str) -> Any:
         """Return a JSON file out of an input's folder."""
@@ -162,6 +163,7 @@ class _Run:
             began = time.monotonic()
             facts: dict[str, Any] = {**task.facts, "created": datetime.now(UTC).isoformat(timespec="seconds")}
             facts["inputs"] = {need: self.store.facts(key)["mark"] for need, key in task.needs.items()}
+            partial = digest([task.key, facts["inputs"]])  # samples of one image must not be joined with those of another
 
             def fill(out: Path) -> None:
                 with ExitStack() as stack:
@@ -169,7 +171,7 @@ class _Run:
                     scratch.mkdir()
                     stack.callback(_remove, scratch)
                     inputs = {need: self.store.get(key) for need, key in task.needs.items()}
-                    work = Work(task, inputs, out, scratch, self.matrix, self.store, self.session, line)
+                    work = Work(task, inputs, out, scratch, self.matrix, self.store, self.session, line, partial)
                     facts["summary"] = task.stage.work(work)
                     facts["mark"] = mark(out)
                     facts["seconds"] = round(time.monotonic() - began, 3)
@@ -184,7 +186,7 @@ class _Run:
                 if not isinstance(problem, OSError):
                     raise
                 raise StageError(str(problem), where=f"{task.cell}: {task.stage.name}") from problem
-            self.store.settle(task.key)
+            self.store.settle(partial)
             line.done(str(facts["summary"]))
             return True
 
@@ -250,8 +252,10 @@ def is_valid(store: Store, task: Task) -> bool:
     """
     if not store.has(task.key):
         return False
-    inputs = store.facts(task.key)["inputs"]
-    return all(not store.has(key) or store.facts(key)["mark"] == inputs.get(need) for need, key in task.needs.items())
+    inputs = store.facts(task.key).get("inputs")
+    if not isinstance(inputs, dict):
+        return False
+    return all(not store.has(key) or store.facts(key).get("mark") == inputs.get(need) for need, key in task.needs.items())
 
 
 def mark(folder: Path) -> str:
@@ -279,6 +283,8 @@ def changes(store: Store, task: Task, previous: str | None) -> list[str]:
     if previous is None or not store.has(previous):
         return ["has not been built yet"]
     old = store.facts(previous)
+    if not old.keys() >= {"version", "reads", "needs"}:
+        return ["its entry in the store is damaged"]
     found = (
         [f"the stage itself changed (version {old['version']} → {task.stage.version})"]
         if old["version"] != task.stage.version

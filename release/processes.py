@@ -168,8 +168,8 @@ def _tied() -> list[str]:
 
 def _name(argv: Sequence[str]) -> str:
     program = Path(argv[0]).name
-    if len(argv) > 2 and argv[1] == "-m":
-        return argv[2]
+    if "-m" in argv[1:3]:
+        return argv[argv.index("-m") + 1]
     return program
 
 

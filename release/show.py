@@ -149,8 +149,8 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
     table.add_row("image", f"{record['image']['manifest']['digest']}   {unpacked / 1e9:.2f} GB, {packed / 1e9:.2f} GB compressed")
     size = sum(file["bytes"] for file in record["weights"]["files"].values())
     table.add_row("weights", f"{record['weights']['precision']}, {len(record['weights']['files'])} files, {size / 1e6:.2f} MB")
-    status = "PASSED" if passed == len(checks) else "FAILED"
-    table.add_row("conformance", f"{MARKS[status]}  {passed} of {len(checks)} checks")
+    worst = next((s for s in ("FAILED", "INCONCLUSIVE", "SKIPPED", "PASSED") if s in {v["status"] for v in checks}), "FAILED")
+    table.add_row("conformance", f"{MARKS[worst]}  {passed} of {len(checks)} checks")
     for verdict in record["verdicts"]:
         if verdict["name"] == "accuracy" or verdict["status"] != "PASSED":
             finding = verdict["figures"].get("finding")
@@ -161,7 +161,7 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
     table.add_row("card", str((result.folder or _nowhere()) / "README.md"))
     if result.pushed:
         table.add_row("pushed", result.pushed)
-    options = f"--chip {record['chip']['id']} --model {record['model']['id']} --precision {record['precision']}"
+    options = f"--chip {record['chip']['id']} --model {record['model']['id']} --precision {result.cell.partition('@')[2]}"
     table.add_row("get it, run it", f"release pull {options} && release serve {options}")
     return _text(table)
 

@@ -34,10 +34,9 @@ def render(work: Work) -> str:
     labels = {
         "org.opencontainers.image.title": f"{work.reads['engine']} for {work.reads['chip']}",
         "org.opencontainers.image.vendor": "release",
-        "org.opencontainers.image.licenses": "Apache-2.0",
         "org.opencontainers.image.base.name": base_facts["image"],
         "org.opencontainers.image.base.digest": base_facts["diff-ids"][-1],
-        "org.opencontainers.image.version": next((w["version"] for w in patched), "unknown"),
+        **{f"org.release.source.{wheel['name']}.version": wheel["version"] for wheel in patched},
         **{f"org.release.source.{wheel['name']}.tree": wheel["tree"] for wheel in patched if wheel["patches"]},
     }
     (work.out / "pylock.toml").write_text(pylock(found, work.reads["python"]["version"]))

@@ -49,6 +49,8 @@ class Store:
         """Return what `put` was told about an entry: stage, reads, needs, seconds, created."""
         try:
             facts: dict[str, Any] = json.loads((self.get(key) / ENTRY).read_bytes())
+            if not isinstance(facts, dict):
+                raise ValueError("it is no object")
             return facts
         except ValueError as problem:
             raise StoreError(f"entry {key} is damaged: {problem}", next_step=f"remove {self._entry(key)}") from problem

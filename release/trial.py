@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from release.matrix.load import Matrix
 from release.pipeline import Work
-from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump, tuples
+from release.types import JSON, Accuracy, Container, Plan, Serve, Status, Verdict, dump, tuples
 
 if TYPE_CHECKING:
     from release.validators.serving import Server
@@ -29,10 +29,9 @@ def reads_serve(plan: Plan, matrix: Matrix) -> JSON:
     """How the engine is started, and how its container reaches the device."""
     from release.builders.engines import engine_named
 
-    engine = engine_named(plan.engine)
     return {
-        "argv": engine.command(plan.serve),
-        "health": engine.HEALTH,
+        "engine": plan.engine,
+        "health": engine_named(plan.engine).HEALTH,
         "serve": dump(plan.serve),
         "container": dump(plan.chip.container),
         "model": plan.served_model_name,
@@ -48,7 +47,7 @@ def launch_facts(work: Work) -> JSON:
         "command": command,
         "image": image_id,
         "port": port,
-        "argv": work.reads["argv"],
+        "argv": _argv(work.reads),
         "env": work.reads["serve"]["env"],
         "memory": work.reads["serve"]["memory"],
         "health": work.reads["health"],
@@ -74,7 +73,7 @@ def reads_conformance(plan: Plan, matrix: Matrix) -> JSON:
     """How the server was started, and the context length that it was given in tokens."""
     return {
         "serve": reads_serve(plan, matrix),
-        "max-model-len": int(plan.serve.args.get("max-model-len", plan.model.architecture.context)),
+        "max-model-len": _context(plan),
     }
 
 
@@ -169,10 +168,22 @@ def _command(reads: JSON, image_id: str, publish: str, folder: str, extra: Seque
     return run_command(
         Container.model_validate(tuples(reads["container"])),
         image=image_id,
-        argv=reads["argv"],
+        argv=_argv(reads),
         env=reads["serve"]["env"],
         memory=reads["serve"]["memory"],
         publish=publish,
         weights=folder,
         extra=extra,
     )
+
+
+def _argv(reads: JSON) -> list[str]:
+    from release.builders.engines import engine_named
+
+    return engine_named(reads["engine"]).command(Serve.model_validate(reads["serve"]))
+
+
+def _context(plan: Plan) -> int:
+    """Return the context in tokens that the server is given: what the engine is told, else the model's own."""
+    told = plan.serve.args.get("max-model-len", plan.model.architecture.context)
+    return told if isinstance(told, int) else plan.model.architecture.context

@@ -16,7 +16,9 @@ IMAGE: Final = re.compile(r"[a-z0-9][a-zA-Z0-9._:/-]*@sha256:[0-9a-f]{64}")
 RELATIVE: Final = re.compile(r"(?!/)(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._/-]+")
 ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SIZE: Final = re.compile(r"[0-9]+[kmg]?")
-SECRET: Final = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASS|PASSWD|PASSWORD|CREDENTIALS?|PRIVATE|API_?KEY)(_|$)", re.IGNORECASE)
+SECRET: Final = re.compile(
+    r"(^|_)(TOKENS?|SECRETS?|PASS|PASSWD|PASSWORD|CREDENTIALS?|PRIVATE|API_?KEY|ACCESS_?KEY)(_|$)", re.IGNORECASE
+)
 
 PRECISIONS: Final = ("bf16", "fp16", "fp32", "fp8", "w8a8", "w8a16", "w4a16", "w8a8c8", "w8a8s", "w8a8sc")
 Precision = Literal["bf16", "fp16", "fp32", "fp8", "w8a8", "w8a16", "w4a16", "w8a8c8", "w8a8s", "w8a8sc"]

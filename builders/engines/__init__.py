@@ -13,13 +13,12 @@ from release.types import Serve
 class ServingEngine(Protocol):
     """What a module of this folder offers.
 
-    `TEMPLATE` is its Dockerfile template, `HEALTH` the path that answers 200 when it serves, `VERSION_OF` the distribution whose
-    version is the engine's; `command(serve)` is the argv inside the container, with the weights at /model.
+    `TEMPLATE` is its Dockerfile template and `HEALTH` the path that answers 200 when it serves; `command(serve)` is the argv inside
+    the container, with the weights at /model.
     """
 
     TEMPLATE: str
     HEALTH: str
-    VERSION_OF: str
 
     def command(self, serve: Serve) -> list[str]:
         """Return the argv that starts the engine inside the container."""

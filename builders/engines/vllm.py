@@ -8,7 +8,6 @@ from release.types import Serve
 
 TEMPLATE: Final = "Dockerfile.vllm.j2"
 HEALTH: Final = "/health"
-VERSION_OF: Final = "vllm"
 
 
 def command(serve: Serve) -> list[str]:

@@ -142,7 +142,7 @@ class Index:
 
     def run(self, argv: Sequence[str], *, on_line: Callable[[str], None], **options: Any) -> list[str]:
         self.asked += 1
-        assert argv[1:4] == ["-m", "pip", "download"]
+        assert argv[1:5] == ["-P", "-m", "pip", "download"], "pip must not be looked for in the working folder"
         assert "--require-hashes" in argv
         for name, data in self.files.items():
             (Path(argv[argv.index("--dest") + 1]) / name).write_bytes(data)

@@ -12,7 +12,7 @@ import pytest
 from records import record
 
 from release import oci
-from release.errors import VerificationError
+from release.errors import UsageError, VerificationError
 from release.oci import Descriptor, Layout
 from release.publish import artifact
 from release.publish.artifact import CARD_TYPE, FILE_PATH, MODEL_TYPE, RECORD_TYPE, assemble, cell_of, unpack
@@ -154,8 +154,30 @@ def test_weights_are_raw_layers_one_a_file_as_modelpack_says(release: Release) -
 def test_an_earlier_release_in_the_folder_is_replaced_as_a_whole(release: Release) -> None:
     (release.target / "weights").mkdir(parents=True)
     (release.target / "weights" / "old").touch()
+    (release.target / "release.json").write_text("{}")
     unpack(release.layout, release.entry, release.target)
     assert not (release.target / "weights" / "old").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "here", "above"])
+def test_what_is_no_release_is_never_written_over(
+    release: Release, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis").write_text("years")
+    (mine / "empty").mkdir()
+    (tmp_path / "link").symlink_to(mine)
+    monkeypatch.chdir(mine / "empty")
+    place = {"folder": mine, "file": mine / "thesis", "link": tmp_path / "link", "here": mine / "empty", "above": mine}[kind]
+    with pytest.raises(UsageError):
+        unpack(release.layout, release.entry, place)
+    assert (mine / "thesis").read_text() == "years" and sorted(path.name for path in mine.iterdir()) == ["empty", "thesis"]
+
+
+@pytest.mark.parametrize("verdicts", [[], [{"name": "x", "status": "FAILED", "measured": "", "wanted": "", "reason": ""}]])
+def test_a_record_that_calls_itself_more_than_its_verdicts_is_refused(release: Release, verdicts: list[dict[str, str]]) -> None:
+    release.refused(release.with_record(lambda made: made.update(verdicts=verdicts)), "the record speaks of state 'validated'")
 
 
 def test_a_release_that_is_refused_leaves_the_earlier_one_alone(release: Release) -> None:
@@ -253,7 +275,7 @@ def test_other_weights_than_the_records_are_refused(release: Release) -> None:
 def test_a_record_that_speaks_of_another_image_is_refused(release: Release) -> None:
     other = "sha256:" + "0" * 64
     entry = release.with_record(lambda made: made["image"]["manifest"].update(digest=other))
-    release.refused(entry, f"the record speaks of image {other}, the release carries {release.part('image').digest}")
+    release.refused(entry, f"the record speaks of image '{other}', the release carries {release.part('image').digest}")
 
 
 def test_a_record_that_speaks_of_another_config_is_refused(release: Release) -> None:
