@@ -78,6 +78,12 @@ def _complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list
     return names
 
 
+def _complete_stage(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from release.stages import STAGES
+
+    return [stage.name for stage in STAGES if stage.name.startswith(incomplete)]
+
+
 def _house(context: click.Context) -> House:
     from release.build import House
 
@@ -107,7 +113,7 @@ def matrix_(context: click.Context, as_json: bool, check: bool) -> None:
 
 @cli.command()
 @cell_options
-@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option("--until", metavar="STAGE", shell_complete=_complete_stage, help="Stop after this stage.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 @click.pass_context
 def plan(context: click.Context, chip: str, model: str, precision: str | None, until: str | None, as_json: bool) -> None:
@@ -121,7 +127,7 @@ def plan(context: click.Context, chip: str, model: str, precision: str | None, u
 
 @cli.command()
 @cell_options
-@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option("--until", metavar="STAGE", shell_complete=_complete_stage, help="Stop after this stage.")
 @click.option(
     "--jobs", type=click.IntRange(1), help="Stages that may run side by side [default: the number of cores, at least 2]."
 )
