@@ -4,11 +4,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+CELL := --chip cpu --model tiny-qwq
 
 .PHONY: demo test quick lint golden clean
 
 demo: $(VENV)/.demo
-	@.ci/with-engine $(VENV)/bin/release build --chip cpu --model tiny-qwq
+	@if $(VENV)/bin/release plan $(CELL) | grep -q '^0 stages would run'; then $(VENV)/bin/release build $(CELL); \
+	else .ci/with-engine $(VENV)/bin/release build $(CELL); fi
 
 test: $(VENV)/.test lint
 	@.ci/install docker.io docker-registry podman skopeo

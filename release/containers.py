@@ -186,7 +186,7 @@ def run_command(
     for mount in container.mounts:
         line += ["--volume", mount]
     line += ["--publish", publish, "--volume", f"{weights}:/model:ro"]
-    for name, value in {**container.env, **env}.items():
+    for name, value in sorted({**container.env, **env}.items()):
         line += ["--env", f"{name}={value}"]
     return [*line, image, *argv]
 

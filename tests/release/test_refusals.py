@@ -114,10 +114,10 @@ def pulled(folder: Path, *asked: str) -> None:
     """Write the record of a release for chip cpu, whose command asks for `asked` besides."""
     image = f"sha256:{'1' * 64}"
     line = run_command(
-        Matrix().chip("cpu").container, image=image, argv=["vllm"], env={}, memory="4g", publish="127.0.0.1:1:1",
+        Matrix().chip("cpu").container, image=image, argv=["vllm"], env={"B": "1", "A": "2"}, memory="4g", publish="127.0.0.1:1:1",
         weights="$PWD/weights", extra=("--rm", *asked),
     )  # fmt: skip
-    serve = {"command": line, "port": 1, "argv": ["vllm"], "env": {}, "memory": "4g"}
+    serve = {"command": line, "port": 1, "argv": ["vllm"], "env": {"A": "2", "B": "1"}, "memory": "4g"}
     (folder / "release.json").write_text(json.dumps({"chip": {"id": "cpu"}, "image": {"config": image}, "serve": serve}))
 
 
