@@ -298,16 +298,23 @@ def refusals(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: {_first_line(problem)}") from problem
     except (docker.errors.DockerException, requests.exceptions.RequestException) as problem:
         text = _first_line(problem)
-        hint = "free some space: `release doctor` shows how much is left" if "no space left" in text.lower() else ""
-        raise EngineError(f"{what}: {text}", next_step=hint) from problem
+        raise EngineError(f"{what}: {text}", next_step=_hint(text)) from problem
 
 
 def _refuse_error(event: Mapping[str, Any], what: str, lines: Sequence[str] = ()) -> None:
     if "error" in event or "errorDetail" in event:
         text = str(event.get("error") or event["errorDetail"].get("message"))
-        hint = "free some space: `release doctor` shows how much is left" if "no space left" in text.lower() else ""
-        tail = "the last lines of the build:\n" + "\n".join(lines[-processes.TAIL :]) if lines else hint
-        raise EngineError(f"{what}: {text.strip()}", next_step=hint or tail)
+        tail = "the last lines of the build:\n" + "\n".join(lines[-processes.TAIL :]) if lines else ""
+        raise EngineError(f"{what}: {text.strip()}", next_step=_hint(f"{text}\n{tail}") or tail)
+
+
+def _hint(text: str) -> str:
+    """Return the next step for what engines complain about most, or nothing."""
+    if "no space left" in text.lower():
+        return "free some space: `release doctor` shows how much is left"
+    if "cgroups in hybrid mode" in text:
+        return "crun refuses this host's hybrid cgroups: sudo apt-get install runc"
+    return ""
 
 
 def _first_line(problem: BaseException) -> str:
