@@ -70,11 +70,7 @@ def _disk(store: Path) -> Finding:
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{total / 1e9:.0f} GB; two servers of the demo and a build take {MEMORY / 1e9:.0f} GB"
-    return (
-        Finding("memory", "ok", text)
-        if total >= MEMORY
-        else Finding("memory", "missing", text, "use a larger machine, or --jobs 1")
-    )
+    return Finding("memory", "ok", text) if total >= MEMORY else Finding("memory", "missing", text, "use a larger machine")
 
 
 def _processor() -> Finding:
