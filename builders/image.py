@@ -140,13 +140,15 @@ def left_out(name: str, layer: Collection[str]) -> bool:
     return name == WHEELS or name.startswith(f"{WHEELS}/") or debris(name, layer)
 
 
-def provide_image(facts: Mapping[str, Any], folder: Path, engine: Engine, line: Line | None = None) -> str:
+def provide_image(facts: Mapping[str, Any], folder: Path, engine: Engine, line: Line) -> str:
     """See to it that the engine holds the normalised image and return its id, which is its config's digest."""
-    image = str(facts["config"])
-    if not engine.has(image):
-        layout = oci.Layout.open(folder / "layout")
-        manifest = layout.find(TAG)
-        if line:
-            line.note("loading the image into the engine")
-        engine.load(docker_archive(layout, manifest, have=frozenset()), image)
+    layout, image = oci.Layout.open(folder / "layout"), str(facts["config"])
+    line.note("loading the image into the engine")
+    load_image(engine, layout, layout.find(TAG), image)
     return image
+
+
+def load_image(engine: Engine, layout: oci.Layout, manifest: oci.Descriptor, image: str) -> None:
+    """Load an image of a layout into the engine unless it is there under its id. Raises EngineError."""
+    if not engine.has(image):
+        engine.load(docker_archive(layout, manifest), image)

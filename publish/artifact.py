@@ -14,8 +14,8 @@ from typing import Any, Final
 from release import oci
 from release.errors import UsageError, VerificationError
 from release.oci import Descriptor, Layout
-from release.publish.record import SCHEMA
-from release.types import JSON, RELATIVE, Verdict, split_cell, state_of
+from release.publish.record import SCHEMA, state_from
+from release.types import JSON, RELATIVE, split_cell
 
 RECORD_TYPE: Final = "application/vnd.release.record.v1+json"
 CARD_TYPE: Final = "application/vnd.release.card.v1"
@@ -165,7 +165,7 @@ def _check_record(record: Any, layout: Layout, entry: Descriptor, image: Descrip
         }
         weights = {f"weights/{name}": file["sha256"] for name, file in record["weights"]["files"].items()}
         evidence = {file["path"]: file["sha256"] for file in record["evidence"]}
-        state = state_of(tuple(Verdict.model_validate(verdict, strict=False) for verdict in record["verdicts"])).value
+        state = state_from(record["verdicts"]).value
     except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise VerificationError(f"the record is not one: {problem!r}") from problem
     carried = {

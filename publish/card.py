@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 from release.templates.render import render
-from release.types import JSON
+from release.types import JSON, tag_of
 
 TEMPLATE: Final = "cards/card.md.j2"
 MEANING: Final = {
@@ -30,7 +30,7 @@ def render_card(record: JSON) -> str:
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
         "question": {"model": record["serve"]["model"], "messages": [{"role": "user", "content": record["model"]["example"]}]},
         "pull": f"release pull --chip {record['chip']['id']} --model {record['model']['id']} --precision {arm(record)}",
-        "tag": arm(record).replace("~", "-"),
+        "tag": tag_of(arm(record)),
         "wheels": sorted([*record["pins"]["wheels"], *record["pins"]["sources"]], key=lambda wheel: str(wheel["name"])),
     }
     return render(TEMPLATE, values)

@@ -39,7 +39,7 @@ def assemble(work: Work) -> JSON:
         "made-by": f"release {__version__}",
         "cell": plan["cell"],
         "created": max(str(fact["created"]) for fact in facts.values()),
-        "state": _state(conformance, comparison).value,
+        "state": state_from([*conformance, comparison]).value,
         "chip": plan["chip"],
         "model": plan["model"],
         "precision": plan["precision"],
@@ -75,10 +75,10 @@ def assemble(work: Work) -> JSON:
     }
 
 
-def _state(conformance: list[JSON], comparison: JSON) -> State:
-    """Return what the release is. A conformance that looked at nothing blocks it, whatever the comparison says."""
-    verdicts = [*conformance, comparison] if conformance else []
-    return state_of(tuple(Verdict.model_validate(verdict, strict=False) for verdict in verdicts))
+def state_from(verdicts: list[JSON]) -> State:
+    """Return what a release is by its record's verdicts. A conformance that looked at nothing blocks it, whatever the rest says."""
+    found = tuple(Verdict.model_validate(verdict, strict=False) for verdict in verdicts)
+    return state_of(found if any(verdict.name != "accuracy" for verdict in found) else ())
 
 
 def evidence_files(inputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -22,9 +22,9 @@ from release.pipeline import Graph, changes, graph, is_valid, run
 from release.progress import progress_for
 from release.session import Session
 from release.stages import STAGES
-from release.store import Store, default_path
+from release.store import Store, default_path, write_whole
 from release.supply import matrix_patches
-from release.types import JSON, Plan, State
+from release.types import JSON, Plan, State, tag_of
 
 if TYPE_CHECKING:
     from release.publish.artifact import Pulled
@@ -188,7 +188,7 @@ class House:
         for name, source in wanted.items():
             _deliver(source, folder / name)
         if not (folder / "lock.json").is_file() or (folder / "lock.json").read_text() != lock:
-            _write(folder / "lock.json", lock)
+            write_whole(folder / "lock.json", lock)
         for path in (folder / "oci" / "blobs" / "sha256").glob("*"):
             if re.fullmatch("[0-9a-f]{64}", path.name) and str(path.relative_to(folder)) not in wanted:
                 path.unlink()
@@ -222,7 +222,6 @@ class House:
                 if len(entries) != 1:
                     raise VerificationError(f"{reference} holds {len(entries)} releases in its index, not one")
                 entry = entries[0]
-                layout.verify(entry)
             else:
                 from release.publish.reference import Reference
                 from release.publish.registry import pull
@@ -232,13 +231,11 @@ class House:
             cell = artifact.cell_of(layout, entry)
             pulled = artifact.unpack(layout, entry, (into or self.pulled_folder(cell)).absolute())
             if into_engine:
-                from release.builders.normalise import docker_archive
+                from release.builders.image import load_image
                 from release.containers import connect
 
                 with connect(self.engine_kind) as engine:
-                    image = str(pulled.record["image"]["config"])
-                    if not engine.has(image):
-                        engine.load(docker_archive(layout, pulled.image, have=frozenset()), image)
+                    load_image(engine, layout, pulled.image, str(pulled.record["image"]["config"]))
         return pulled
 
     def serve_command(self, folder: Path, port: int | None, *, check: bool) -> tuple[list[str], dict[str, str]]:
@@ -298,7 +295,7 @@ class House:
         from release.publish.reference import Reference
 
         chip, model, arm = split(cell)
-        return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{tag or arm.replace('~', '-')}")
+        return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{tag or tag_of(arm)}")
 
     def _push(self, folder: Path, target: Reference) -> str:
         from release import oci
@@ -334,7 +331,7 @@ class House:
             if now != before:
                 with contextlib.suppress(OSError):  # it is a hint for `plan`, no more
                     self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
-                    _write(self._history_path(cell), json.dumps(now, indent=1))
+                    write_whole(self._history_path(cell), json.dumps(now, indent=1))
 
 
 def suffices(record: JSON, least: str) -> bool:
@@ -345,7 +342,7 @@ def suffices(record: JSON, least: str) -> bool:
 def folder_of(cell: str, root: Path) -> Path:
     """Return the folder of a cell under `root`: chip/model/precision[-variant]."""
     chip, model, arm = split(cell)
-    return root / chip / model / arm.replace("~", "-")
+    return root / chip / model / tag_of(arm)
 
 
 def _deliver(source: Path, target: Path) -> None:
@@ -365,12 +362,6 @@ def _deliver(source: Path, target: Path) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def stages_of(tasks: Graph, cell: str) -> list[tuple[str, Any]]:

@@ -22,10 +22,9 @@ import requests.exceptions
 from release import processes
 from release.errors import EngineError
 from release.guard import Guard
-from release.store import default_path
+from release.store import default_path, write_whole
 from release.types import Container
 
-KINDS: Final = ("docker", "podman")
 SOCKET: Final = "unix:///var/run/docker.sock"
 WANTED: Final = 1 << 20
 """The hard limit of files and processes that podman's defaults ask for."""
@@ -221,9 +220,8 @@ def _docker() -> Engine:
             next_step="start one (`sudo systemctl start docker`), or install one: `sudo apt-get install docker.io`, or `podman`",
         ) from problem
     is_podman = any("podman" in str(part.get("Name", "")).lower() for part in version.get("Components", []))
-    address = (
-        os.environ.get("DOCKER_HOST") or SOCKET
-    )  # the command line must reach the very engine that answered, whatever its context
+    # The command line must reach the very engine that answered, whatever context it has been told to use.
+    address = os.environ.get("DOCKER_HOST") or SOCKET
     kind = "podman" if is_podman else "docker"
     return Engine(kind, str(version["Version"]), address, client, processes.find("docker") or "docker", {"DOCKER_HOST": address})
 
@@ -266,9 +264,7 @@ def _settings() -> dict[str, str]:
     path = default_path() / "containers.conf"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as problem:
         raise EngineError(
             f"podman's settings cannot be written to {path}: {problem.strerror}", next_step="set RELEASE_STORE"
@@ -318,5 +314,5 @@ def _hint(text: str) -> str:
 
 
 def _first_line(problem: BaseException) -> str:
-    explanation = getattr(problem, "explanation", None)
-    return str(explanation or problem).strip().splitlines()[0] if str(explanation or problem).strip() else type(problem).__name__
+    text = str(getattr(problem, "explanation", None) or problem).strip()
+    return text.splitlines()[0] if text else type(problem).__name__

@@ -114,9 +114,7 @@ class Store:
     def note_blob(self, digest: str, name: str) -> None:
         """Note the file name of a blob. Before `keep_blob`, so that a blob never stands without the name that it needs."""
         with self._refusals():
-            temporary = self._folder("blobs") / f".{uuid.uuid4().hex}"
-            temporary.write_text(name)
-            temporary.rename(self.blob_name(digest))
+            write_whole(self.blob_name(digest), name)
 
     def keep_blob(self, source: Path, digest: str) -> Path:
         """Take a file whose digest the caller has checked into the store, by link or copy, and return its place."""
@@ -169,3 +167,10 @@ class Store:
                     f"{problem.filename} cannot be used: {problem.strerror}", next_step="set RELEASE_STORE to a folder of yours"
                 ) from problem
             raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is never there by half: a temporary one beside it, then a rename."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -35,6 +35,11 @@ def split_cell(cell: str) -> tuple[str, str, str]:
     return match["chip"], match["model"], match["arm"]
 
 
+def tag_of(arm: str) -> str:
+    """Return the spelling of an arm in tags and folders: `bf16~native` → `bf16-native`."""
+    return arm.replace("~", "-")
+
+
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -269,7 +274,7 @@ class Plan(Frozen):
     @property
     def slug(self) -> str:
         """The cell's last part as a tag: `bf16`, `bf16-native`."""
-        return self.precision + (f"-{self.variant}" if self.variant else "")
+        return tag_of(split_cell(self.cell)[2])
 
 
 class Status(StrEnum):

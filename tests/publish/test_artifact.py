@@ -175,7 +175,14 @@ def test_what_is_no_release_is_never_written_over(
     assert (mine / "thesis").read_text() == "years" and sorted(path.name for path in mine.iterdir()) == ["empty", "thesis"]
 
 
-@pytest.mark.parametrize("verdicts", [[], [{"name": "x", "status": "FAILED", "measured": "", "wanted": "", "reason": ""}]])
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        [],
+        [{"name": "x", "status": "FAILED", "measured": "", "wanted": "", "reason": ""}],
+        [{"name": "accuracy", "status": "PASSED", "measured": "", "wanted": "", "reason": ""}],
+    ],
+)
 def test_a_record_that_calls_itself_more_than_its_verdicts_is_refused(release: Release, verdicts: list[dict[str, str]]) -> None:
     release.refused(release.with_record(lambda made: made.update(verdicts=verdicts)), "the record speaks of state 'validated'")
 
