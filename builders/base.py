@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from release import processes
 from release.builders.layer import rewrite_tar
+from release.builders.normalise import adopt, docker_archive
 from release.containers import Engine
 from release.errors import EngineError, FetchError, StageError
-from release.oci import sha256_file
+from release.oci import Layout, link_or_copy, sha256_file
 from release.progress import Line
 from release.types import Bootstrap
 
 ROOTFS: Final = "rootfs.tar"
+IMPORTED: Final = "base"
+"""The name of an imported image inside its layout."""
 STEPS: Final = re.compile(r"I: (?P<text>.*)")
 
 
@@ -25,6 +29,27 @@ def pull_base(image: str, engine: Engine, line: Line) -> dict[str, Any]:
     line.note(f"pulling {image}")
     engine.pull(image, on_line=line.note)
     return {"kind": "image", "image": image, "diff-ids": engine.inspect(image)["RootFS"]["Layers"]}
+
+
+def import_base(archive: Path, out: Path, line: Line) -> dict[str, Any]:
+    """Take a docker-archive (`docker save`) that a vendor sent into a layout under `out` and return what identifies it.
+
+    Its manifest is made here, and is the same for the same archive: `digest` is what a cell pins as NAME@sha256:…. Raises StageError for
+    an archive that is not one sound image.
+    """
+    layout = Layout.create(out / "layout")
+    line.expect(archive.stat().st_size, "bytes")
+    image, tags = adopt(archive, layout, on_bytes=line.advance)
+    layout.set_index([image.manifest.named(IMPORTED)])
+    diff_ids = [layer.diff_id for layer in image.layers]
+    return {"digest": image.manifest.digest, "config": image.config_digest, "diff-ids": diff_ids, "tags": list(tags)}
+
+
+def imported_base(image: str, facts: Mapping[str, Any], folder: Path, out: Path) -> dict[str, Any]:
+    """Bring a pinned base that was imported into `folder` to `out`, and return what identifies it: an engine that loaded it knows no digest."""
+    shutil.copytree(folder / "layout", out / "layout", copy_function=lambda source, target: link_or_copy(Path(source), Path(target)))
+    tag = f"release-base:{facts['digest'].removeprefix('sha256:')[:24]}"
+    return {"kind": "imported", "image": tag, "pinned": image, "config": facts["config"], "diff-ids": facts["diff-ids"]}
 
 
 def make_base(spec: Bootstrap, architecture: str, *, out: Path, scratch: Path, line: Line) -> dict[str, Any]:
@@ -41,6 +66,9 @@ def provide_base(facts: dict[str, Any], folder: Path, engine: Engine) -> None:
     if not engine.has(facts["image"]):
         if facts["kind"] == "image":
             engine.pull(facts["image"])
+        elif facts["kind"] == "imported":
+            layout = Layout.open(folder / "layout")
+            engine.load(docker_archive(layout, layout.find(IMPORTED), tag=facts["image"]), facts["config"])
         else:
             engine.import_rootfs(folder / ROOTFS, facts["image"])
     held = engine.inspect(facts["image"])["RootFS"]["Layers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -59,9 +60,34 @@ def installer(wheels: Sequence[Mapping[str, Any]]) -> str:
     raise EngineError("the pins do not contain pip, which installs them", next_step="add a pip==… line to the pins file")
 
 
-def dockerfile(template: str, *, base: str, wheels: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
-    """Return the rendered Dockerfile."""
-    return render(template, {"base": base, "installer": installer(wheels), "labels": labels})
+def dockerfile(
+    template: str,
+    *,
+    base: str,
+    labels: Mapping[str, str],
+    wheels: Sequence[Mapping[str, Any]] = (),
+    note: str = "",
+    files: Sequence[str] = (),
+    sources: Sequence[Mapping[str, Any]] = (),
+    packages: Mapping[str, str] | None = None,
+) -> str:
+    """Return the rendered Dockerfile.
+
+    `wheels` are installed by the pip among them, `files` lie under files/ of the context, `sources` (name and folders to install) under
+    sources/; `packages` are what the base image must bring, by version; `note` says where an unpinned base comes from.
+    """
+    return render(
+        template,
+        {
+            "base": base,
+            "note": note,
+            "installer": installer(wheels) if wheels else None,
+            "labels": labels,
+            "files": files,
+            "sources": sources,
+            "packages": packages or {},
+        },
+    )
 
 
 def build_image(
@@ -70,7 +96,7 @@ def build_image(
     rendered: Path,
     wheels: Sequence[Path],
     labels: Mapping[str, str],
-    base_diff_ids: Sequence[str],
+    base: Mapping[str, Any],
     epoch: int,
     key: str,
     use_cache: bool,
@@ -82,7 +108,8 @@ def build_image(
 
     The engine keeps nothing of the first build: what is served and published is the normalised image.
     """
-    archive = _saved(engine, rendered, wheels, key, use_cache, scratch, line)
+    base_diff_ids = base["diff-ids"]
+    archive = _saved(engine, rendered, base, wheels, key, use_cache, scratch, line)
     line.note("normalising")
     line.expect(archive.stat().st_size, "bytes")
     layout = oci.Layout.create(out / "layout")
@@ -112,12 +139,26 @@ def build_image(
     }
 
 
-def _saved(engine: Engine, rendered: Path, wheels: Sequence[Path], key: str, use_cache: bool, scratch: Path, line: Line) -> Path:
+def _saved(
+    engine: Engine,
+    rendered: Path,
+    base: Mapping[str, Any],
+    wheels: Sequence[Path],
+    key: str,
+    use_cache: bool,
+    scratch: Path,
+    line: Line,
+) -> Path:
     """Build what was rendered and return `docker save` of it; nothing of the build stays in the engine."""
     context = scratch / "context"
     (context / WHEELS).mkdir(parents=True)
-    link_or_copy(rendered / "Dockerfile", context / "Dockerfile")
+    text = (rendered / "Dockerfile").read_text(encoding="utf-8")
+    if base["kind"] == "imported":  # the engine has it by the name under which it was loaded, and by no digest
+        text = text.replace(f"FROM {base['pinned']}\n", f"FROM {base['image']}\n", 1)
+    (context / "Dockerfile").write_text(text, encoding="utf-8")
     link_or_copy(rendered / "requirements.txt", context / WHEELS / "requirements.txt")
+    if (rendered / "files").is_dir():
+        shutil.copytree(rendered / "files", context / "files")
     for folder in wheels:
         for wheel in folder.glob("*.whl"):
             link_or_copy(wheel, context / WHEELS / wheel.name)

@@ -64,9 +64,11 @@ class Image:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What a docker-archive holds: the image's config and its layers, each with the diff_id that the config gives it."""
+    """What a docker-archive holds: the image's config, parsed and as it is, its tags, and its layers with the diff_ids of the config."""
 
     config: dict[str, Any]
+    raw: bytes
+    tags: tuple[str, ...]
     layers: tuple[tuple[str, BinaryIO], ...]
 
 
@@ -117,6 +119,34 @@ def normalise(
         raise
     layers = tuple(layer for layer, _ in finished)
     return _finish(layout, config, layers, compression)
+
+
+def adopt(
+    archive: Path, layout: Layout, *, compression: Compression = DEFAULT, on_bytes: Callable[[int], None] | None = None
+) -> tuple[Image, tuple[str, ...]]:
+    """Store the one image of a docker-archive in `layout` as it is, config and layers, and return it with the tags that it was saved under.
+
+    Every layer must have the digest that the config gives it. Raises StageError as `normalise` does.
+    """
+    try:
+        with archive.open("rb") as stream, ExitStack() as stack:
+            saved = _open(stream)
+            finished: list[tuple[Layer, IO[bytes]]] = []
+            for diff_id, content in saved.layers:
+                incoming = stack.enter_context(layout.incoming())
+                with layout.incoming() as spool:
+                    write = partial(_repeat, diff_id=diff_id, on_bytes=on_bytes)
+                    layer = _compress(_uncompressed(content, spool), incoming, compression, write)
+                assert layer is not None
+                finished.append((layer, incoming))
+            for layer, incoming in finished:
+                layout.adopt(incoming, layer.digest)
+    except OSError as problem:
+        raise StageError(f"{archive} cannot be read: {problem}") from problem
+    except StageError as problem:
+        problem.located(archive.name)
+        raise
+    return _finish(layout, saved.raw, tuple(layer for layer, _ in finished), compression), saved.tags
 
 
 def _finish(layout: Layout, config: bytes, layers: tuple[Layer, ...], compression: Compression) -> Image:
@@ -212,7 +242,8 @@ def _open(stream: BinaryIO) -> _Saved:
     path, layers = document[0].get("Config"), document[0].get("Layers")
     if not isinstance(path, str) or not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
         raise StageError("manifest.json of the archive names no config or no layers")
-    config = _json(stream, members, path)
+    raw, config = _bytes(stream, members, path), _json(stream, members, path)
+    tags = tuple(str(tag) for tag in document[0].get("RepoTags") or ())
     try:
         diff_ids = config["rootfs"]["diff_ids"]
         sound = all(oci.DIGEST.fullmatch(diff_id) for diff_id in diff_ids) and len(diff_ids) == len(layers)
@@ -221,7 +252,7 @@ def _open(stream: BinaryIO) -> _Saved:
     if not sound:
         raise StageError(f"{path} of the archive has {len(diff_ids)} diff_ids for {len(layers)} layers, or malformed ones")
     found = [tar.section(stream, _find(members, layer)) for layer in layers]
-    return _Saved(config, tuple(zip(diff_ids, found, strict=True)))
+    return _Saved(config, raw, tags, tuple(zip(diff_ids, found, strict=True)))
 
 
 def _find(members: Mapping[str, tar.Member], path: str) -> tar.Member:
@@ -242,12 +273,16 @@ def _find(members: Mapping[str, tar.Member], path: str) -> tar.Member:
     raise StageError(f"{path} of the archive is a link that leads through more than {LINK_LIMIT} others")
 
 
-def _json(stream: BinaryIO, members: Mapping[str, tar.Member], path: str) -> Any:
+def _bytes(stream: BinaryIO, members: Mapping[str, tar.Member], path: str) -> bytes:
     member = _find(members, path)
     if member.size > METADATA_LIMIT:
         raise StageError(f"{path} of the archive has {member.size} bytes, the limit is {METADATA_LIMIT}")
+    return tar.section(stream, member).read()
+
+
+def _json(stream: BinaryIO, members: Mapping[str, tar.Member], path: str) -> Any:
     try:
-        return json.loads(tar.section(stream, member).read())
+        return json.loads(_bytes(stream, members, path))
     except (ValueError, RecursionError) as problem:
         raise StageError(f"{path} of the archive is not JSON: {problem}") from problem
 

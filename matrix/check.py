@@ -1,28 +1,51 @@
-"""From a cell to a plan: defaults filled in, every rule checked, then frozen."""
+"""From a cell to a plan: defaults filled in, a layout over devices chosen, then frozen."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from release.errors import MatrixError, ReleaseError, UsageError
 from release.matrix import parse
 from release.matrix.load import Matrix, split
-from release.types import Plan, Serve
+from release.types import Argument, Arm, CellFile, Chip, Device, Dtype, Parallel, Plan, Serve
 
 SECRET_ARGUMENT: Final = re.compile(r"(^|[-_])(api[-_]?key|token|secret|password|credentials?)$", re.IGNORECASE)
 """Arguments of engines that carry a secret (`api-key`, `hf-token`); `max-num-batched-tokens` carries none."""
-RESERVED_ARGUMENTS: Final = ("host", "port")
+RESERVED_ARGUMENTS: Final = {
+    "host": "the container's contract decides",
+    "port": "the port is serve.port",
+    "tensor-parallel-size": "write parallel.tensor-parallel-size",
+    "pipeline-parallel-size": "write parallel.pipeline-parallel-size",
+}
+FLOATS: Final[dict[str, Dtype]] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
 T = TypeVar("T")
 
 
-def plan_of(matrix: Matrix, cell: str) -> Plan:
-    """Return the plan of a cell id. Raises UsageError where the cell does not exist and MatrixError where a rule is broken."""
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for beside the cell: another device, a number of them, a layout, other serving arguments."""
+
+    device: str | None = None
+    memory: float | None = None
+    devices: int | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    args: dict[str, Argument] = field(default_factory=dict)
+
+
+def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
+    """Return the plan of a cell id. Raises UsageError where the cell does not exist and MatrixError where a file is wrong.
+
+    Whether the plan can work is for the rules to say.
+    """
+    asked = asked or Asked()
     chip_id, model_id, arm_name = split(cell)
     file, path = matrix.cell_file(chip_id, model_id)
     chip, model = matrix.chip(chip_id), matrix.model(model_id)
@@ -32,45 +55,51 @@ def plan_of(matrix: Matrix, cell: str) -> Plan:
             next_step=f"{chip_id}/{model_id} is offered as {', '.join(file.cells)}",
         )
     arm = file.cells[arm_name]
-    precision, _, variant = arm_name.partition("~")
-    if precision not in chip.precisions:
+    name, _, variant = arm_name.partition("~")
+    if name not in chip.precisions:
         raise MatrixError(
-            f"{parse.locate(path, 'cells', arm_name)}: chip {chip.id} does not compute in {precision}",
+            f"{parse.locate(path, 'cells', arm_name)}: chip {chip.id} does not compute in {name}",
             next_step=f"chip {chip.id} offers {', '.join(chip.precisions)}",
         )
-    base, python = file.base or chip.base, chip.python
-    if base is None or python is None:
-        missing = "base" if base is None else "python"
-        raise MatrixError(f"{path}:1: {missing}: neither the cell nor chip {chip.id} says it")
-    reference = arm.reference
-    if reference is not None:
-        if reference == cell:
-            raise MatrixError(f"{parse.locate(path, 'cells', arm_name, 'reference')}: a cell cannot be its own reference")
-        _exists(matrix, reference, path, arm_name)
-    serve = _serve(file.serve, arm.serve)
-    for name in serve.args:
-        if name in RESERVED_ARGUMENTS:
-            raise MatrixError(f"{path}: serve.args.{name}: is set by the pipeline", next_step="the port is serve.port")
-        if SECRET_ARGUMENT.search(name):
-            place = ("cells", arm_name, "serve", "args", name) if name in arm.serve.args else ("serve", "args", name)
-            raise MatrixError(
-                f"{parse.locate(path, *place)}: looks like a secret: secrets come from the environment, never from YAML"
-            )
+    precision = chip.precisions[chip.precisions.index(name)]
+    base = arm.base or file.base or chip.base
+    if base is None:
+        raise MatrixError(f"{path}:1: base: neither the cell nor chip {chip.id} says it")
+    wheels = arm.wheels or file.wheels
+    if wheels is not None and chip.python is None:
+        raise MatrixError(f"{path}:1: python: neither the cell nor chip {chip.id} says it")
+    _check_reference(matrix, cell, arm, path, arm_name)
+    _check_arguments(file, arm, path, arm_name)
     return Plan(
         cell=cell,
         chip=chip,
+        device=_device(chip, asked, arm.device or file.device, path),
         model=model,
-        precision=chip.precisions[chip.precisions.index(precision)],
+        precision=precision,
+        dtype=arm.dtype or FLOATS.get(name, chip.dtypes[0]),
         variant=variant or None,
-        engine=file.engine,
+        engine=arm.engine or file.engine,
         base=base,
-        python=python,
-        sources=file.sources,
-        wheels=file.wheels,
-        wheels_sha256=_digest(matrix, file.wheels, path),
-        serve=serve,
+        python=chip.python,
+        container=file.container or chip.container,
+        sources=file.sources if arm.sources is None else arm.sources,
+        wheels=wheels,
+        wheels_sha256=_digest(matrix, wheels, path) if wheels else None,
+        packages={**file.packages, **arm.packages},
+        serve=_serve(file.serve, arm.serve, asked),
+        parallel=_parallel(arm.parallel or file.parallel, asked),
+        world_sizes=file.world_sizes if arm.world_sizes is None else arm.world_sizes,
+        engine_config={**file.engine_config, **arm.engine_config},
+        features=(*file.features, *(feature for feature in arm.features if feature not in file.features)),
+        adapters=file.adapters,
+        weights=arm.weights or file.weights,
         accuracy=file.accuracy,
-        reference=reference,
+        trials=file.trials if arm.trials is None else arm.trials,
+        reported=file.reported if arm.reported is None else arm.reported,
+        conflicts=(*file.conflicts, *arm.conflicts),
+        documents=file.documents,
+        note="\n".join(note for note in (file.note, arm.note) if note),
+        reference=arm.reference,
     )
 
 
@@ -101,33 +130,78 @@ def problems(matrix: Matrix) -> list[ReleaseError]:
     return list(found.values())
 
 
+def _device(chip: Chip, asked: Asked, said: str | None, path: Path) -> Device | None:
+    if not chip.devices:
+        return None
+    name = asked.device or said or next(iter(chip.devices))
+    if name not in chip.devices:
+        known = f"chip {chip.id} has {', '.join(chip.devices)}"
+        if asked.device:
+            raise UsageError(f"chip {chip.id} has no device {name!r}{parse.near(name, chip.devices)}", next_step=known)
+        raise MatrixError(f"{parse.locate(path, 'device')}: chip {chip.id} has no device {name!r}", next_step=known)
+    device = chip.devices[name]
+    return device if asked.memory is None else device.model_copy(update={"memory": asked.memory})
+
+
+def _parallel(said: Parallel | None, asked: Asked) -> Parallel | None:
+    if asked.tensor_parallel_size is None and asked.pipeline_parallel_size is None:
+        return None if asked.devices else said
+    return Parallel(tensor_parallel_size=asked.tensor_parallel_size or 1, pipeline_parallel_size=asked.pipeline_parallel_size or 1)
+
+
 def _digest(matrix: Matrix, relative: str, path: Path) -> str:
     try:
-        return "sha256:" + hashlib.sha256(matrix.file(relative).read_bytes()).hexdigest()
+        file = matrix.file(relative)
+        facts = file.stat()
+        return _digest_once(file, (facts.st_mtime_ns, facts.st_size))
     except MatrixError as problem:
         raise MatrixError(f"{parse.locate(path, 'wheels')}: {problem.message}", next_step=problem.next_step) from problem
     except OSError as problem:
         raise MatrixError(f"{parse.locate(path, 'wheels')}: {relative} cannot be read: {problem.strerror}") from problem
 
 
-def _serve(shared: Serve, arm: Serve) -> Serve:
-    """Return what all precisions share with what this one says laid over it, key by key."""
-    said = arm.model_dump(exclude_unset=True)
-    merged = {**shared.model_dump(exclude_unset=True), **said}
-    merged["args"] = {**shared.args, **arm.args}
+@cache
+def _digest_once(path: Path, stamp: tuple[int, int]) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _serve(shared: Serve, arm: Serve, asked: Asked) -> Serve:
+    """Return what all precisions share with what this one says laid over it, key by key, and what was asked for over both."""
+    if not arm.model_fields_set and not asked.args:
+        return shared
+    merged: dict[str, Any] = {name: getattr(shared, name) for name in shared.model_fields_set}
+    merged |= {name: getattr(arm, name) for name in arm.model_fields_set}
+    merged["args"] = {**shared.args, **arm.args, **asked.args}
     merged["env"] = {**shared.env, **arm.env}
-    return Serve.model_validate(merged)
+    return Serve(**merged)
 
 
-def _exists(matrix: Matrix, cell: str, path: Path, arm_name: str) -> None:
+def _check_arguments(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None:
+    for said, place in ((file.serve.args, ("serve", "args")), (arm.serve.args, ("cells", arm_name, "serve", "args"))):
+        for name in said:
+            if (plain := name.replace("_", "-")) in RESERVED_ARGUMENTS:
+                raise MatrixError(
+                    f"{parse.locate(path, *place, name)}: is set by the pipeline", next_step=RESERVED_ARGUMENTS[plain]
+                )
+            if SECRET_ARGUMENT.search(name):
+                raise MatrixError(
+                    f"{parse.locate(path, *place, name)}: looks like a secret: secrets come from the environment, never from YAML"
+                )
+
+
+def _check_reference(matrix: Matrix, cell: str, arm: Arm, path: Path, arm_name: str) -> None:
+    if arm.reference is None:
+        return
     place = ("cells", arm_name, "reference")
+    if arm.reference == cell:
+        raise MatrixError(f"{parse.locate(path, *place)}: a cell cannot be its own reference")
     try:
-        chip, model, arm = split(cell)
+        chip, model, other = split(arm.reference)
         file, _ = matrix.cell_file(chip, model)
     except UsageError as problem:
         raise MatrixError(f"{parse.locate(path, *place)}: {problem.message}", next_step=problem.next_step) from problem
-    if arm not in file.cells:
+    if other not in file.cells:
         raise MatrixError(
-            f"{parse.locate(path, *place)}: there is no cell {cell}{parse.near(arm, file.cells)}",
+            f"{parse.locate(path, *place)}: there is no cell {arm.reference}{parse.near(other, file.cells)}",
             next_step=f"{chip}/{model} is offered as {', '.join(file.cells)}",
         )

@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -43,7 +43,7 @@ def read(path: Path, kind: type[T]) -> T:
     Anchors, aliases, tags, duplicate keys, more than 1 MiB and more than 50 levels are refused. Plain scalars are typed as in
     JSON: `no`, `1_000`, `0755` and `12:30` are strings.
     """
-    data, lines = _document(path)
+    data, lines = document(path)
     try:
         return kind.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as problem:
@@ -58,11 +58,12 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def locate(path: Path, *place: str | int) -> str:
     """Return file, line and dotted key of a place in a file that was read: `cells/cpu/x.yaml:35: cells.bf16`; for complaints."""
-    _, lines = _document(path)
+    _, lines = document(path)
     return f"{path}:{lines.get(place, 1)}: {dotted(place)}"
 
 
-def _document(path: Path) -> tuple[Any, dict[Place, int]]:
+def document(path: Path) -> tuple[Any, dict[Place, int]]:
+    """Return the content of a YAML file, lists as tuples, and the line of every place in it. Raises MatrixError as `read` does."""
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise MatrixError(f"{path}: is larger than {SIZE_LIMIT} bytes")
@@ -145,18 +146,27 @@ def _complaint(path: Path, kind: type[BaseModel], problem: ValidationError, line
     errors = problem.errors(include_url=False)
     # A misspelt key is unknown and missing at once: the first of the two is what helps.
     error = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    place = tuple(error["loc"])
-    while place and place not in lines:
-        place = place[:-1]
+    place, rest = _place(error["loc"], lines)
     line = lines.get(place, 1)
     where = f"{path}:{line}: {dotted(place) or '(top)'}"
     if error["type"] == "extra_forbidden":
         return MatrixError(f"{where}: unknown key{near(str(place[-1]), fields_at(kind, place[:-1]))}")
     if error["type"] == "missing":
-        return MatrixError(f"{path}:{line}: {dotted(error['loc'])}: is missing")
+        return MatrixError(f"{path}:{line}: {dotted((*place, *rest))}: is missing")
     if error["type"] in WANTED:
         return MatrixError(f"{where}: {WANTED[error['type']]}")
     return MatrixError(f"{where}: {_message(error)}", next_step=_hint(error["type"], error["input"]))
+
+
+def _place(found: Place, lines: dict[Place, int]) -> tuple[Place, Place]:
+    """Return the part of pydantic's location that stands in the file, and what is left; names of a union's members stand in none."""
+    place: Place = ()
+    for number, part in enumerate(found):
+        if (*place, part) in lines:
+            place = (*place, part)
+        elif number == len(found) - 1:
+            return place, (part,)
+    return place, ()
 
 
 def _message(error: ErrorDetails) -> str:
@@ -187,9 +197,7 @@ def fields_at(kind: object, place: Sequence[str | int]) -> list[str]:
     """Return the keys that a type knows at a place inside it, as YAML spells them."""
     for part in place:
         kind = _inside(kind, part)
-    for candidate in _models(kind):
-        return [field.alias or name for name, field in candidate.model_fields.items()]
-    return []
+    return [field.alias or name for candidate in _models(kind) for name, field in candidate.model_fields.items()]
 
 
 def _inside(kind: object, part: str | int) -> object:
@@ -197,11 +205,15 @@ def _inside(kind: object, part: str | int) -> object:
         for name, field in candidate.model_fields.items():
             if part in (field.alias, name):
                 return field.annotation
-    if get_origin(kind) in (dict, tuple):
-        return get_args(kind)[-1 if get_origin(kind) is dict else 0]
+    for member in get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,):
+        if get_origin(member) in (dict, tuple):
+            return get_args(member)[-1 if get_origin(member) is dict else 0]
     return None
 
 
 def _models(kind: object) -> list[type[BaseModel]]:
-    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    if get_origin(kind) is Annotated:
+        return _models(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [model for member in get_args(kind) for model in _models(member)]
+    return [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []

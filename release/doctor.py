@@ -11,7 +11,11 @@ from typing import Final, Literal
 
 from release import processes
 from release.errors import EngineError
+from release.hardware import Found, older, probe
+from release.matrix.check import Asked, plan_of
 from release.matrix.load import Matrix
+from release.matrix.rules import refused
+from release.types import Base, Chip, Unknown, split_cell
 
 DISK: Final = 12e9
 """Bytes that a first build takes at its peak, store and engine together."""
@@ -102,3 +106,71 @@ def _chips(matrix: Matrix) -> list[Finding]:
         else:
             found.append(Finding(f"chip {name}", "ok", f"{', '.join(chip.container.devices) or 'needs no device'}; {chip.name}"))
     return found
+
+
+def examine_chip(matrix: Matrix, name: str) -> list[Finding]:
+    """Return findings about this host as one of a chip: tool, driver, devices, mounts, software, and the cells that fit what is here."""
+    chip = matrix.chip(name)
+    found = probe(chip.host.tool) if chip.host.tool else None
+    return [
+        *_tool(chip, found),
+        *_paths("device", [path.split(":")[0] for path in chip.container.devices]),
+        *_paths("mount", [path.split(":")[0] for path in chip.container.mounts]),
+        *(Finding(what, "note", f"wanted: {_said(version)}", "this tool cannot ask for it") for what, version in chip.host.software.items()),
+        *_fitting(matrix, chip, found),
+    ]
+
+
+def _tool(chip: Chip, found: Found | None) -> list[Finding]:
+    tool = chip.host.tool
+    if tool is None:
+        return [Finding("tool", "note", f"nobody has said which tool shows a {chip.name}")] if chip.devices else []
+    if found is None:
+        return [Finding(tool.command[0], "missing", "not installed, or it failed", f"install the driver and tools of {chip.vendor}")]
+    count, size = len(found.devices), f", {found.gib:g} GiB each" if found.gib else ""
+    shown = f"{count} devices{size}: {', '.join(dict.fromkeys(found.devices))}" if count else "it shows no device"
+    findings = [Finding(found.tool, "ok" if count else "missing", shown)]
+    least = chip.host.driver
+    if isinstance(least, Unknown):
+        findings.append(Finding("driver", "note", f"{found.driver or 'version not shown'}; wanted: {_said(least)}"))
+    elif found.driver is None:
+        findings.append(Finding("driver", "note", f"version not shown; wanted: {least} or newer"))
+    else:
+        old = older(found.driver, least)
+        findings.append(
+            Finding(
+                "driver",
+                "missing" if old else "ok",
+                f"{found.driver}; wanted: {least} or newer",
+                f"install a driver of {chip.vendor} that is at least {least}" if old else "",
+            )
+        )
+    return findings
+
+
+def _paths(what: str, paths: list[str]) -> list[Finding]:
+    return [
+        Finding(f"{what} {path}", "ok", "there") if Path(path).exists() else Finding(f"{what} {path}", "missing", "not here")
+        for path in paths
+    ]
+
+
+def _said(version: object) -> str:
+    return f"unknown ({version.unknown})" if isinstance(version, Unknown) else str(version)
+
+
+def _fitting(matrix: Matrix, chip: Chip, found: Found | None) -> list[Finding]:
+    """Return one finding a cell: whether it starts on the devices that are here, and with which image."""
+    if chip.devices and (found is None or not found.devices):
+        return [Finding("cells", "note", "no device here, so nothing can be said of what fits")]
+    asked = Asked(memory=found.gib, devices=len(found.devices)) if found else Asked()
+    findings = []
+    for cell, _ in matrix.cells():
+        if split_cell(cell)[0] != chip.id:
+            continue
+        plan = plan_of(matrix, cell, asked)
+        wrong = refused(plan)
+        base = (plan.base.image or (plan.base.bootstrap and "made here")) if isinstance(plan.base, Base) else None
+        fits = Finding(cell, "ok", f"fits; base image: {base or 'not pinned yet'}")
+        findings.append(Finding(cell, "note", f"does not fit: {wrong}") if wrong else fits)
+    return findings

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Stage:
 
     `needs` names the stages whose folders it gets (`reference:NAME` is that stage of the plan's reference; left out where there is
     none). `reads` is everything else it may use, as JSON; it gets nothing more. `version` changes when the function does.
-    `work` fills `Work.out` and returns a one-line summary.
+    `work` fills `Work.out` and returns a one-line summary. `spared` names the needs that a plan can do without.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Stage:
     needs: tuple[str, ...]
     reads: Callable[[Plan, Matrix], JSON]
     work: Callable[[Work], str]
+    spared: Callable[[Plan], Collection[str]] = lambda plan: ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ def graph(stages: Iterable[Stage], plans: Mapping[str, Plan], matrix: Matrix, ce
             return of[cell, name]
         stage, plan = by_name[name], plans[cell]
         needs: dict[str, str] = {}
+        spared = stage.spared(plan)
         for need in stage.needs:
+            if need in spared:
+                continue
             if not need.startswith(REFERENCE):
                 needs[need] = add(cell, need)
             elif plan.reference is not None:

@@ -139,7 +139,7 @@ def _started(
             copy.write("$ " + " ".join(argv) + "\n")
     try:
         process = subprocess.Popen(
-            [*_tied(), *argv],
+            [*tied(), *argv],
             env={**os.environ, **(env or {})},
             cwd=cwd,
             stdin=subprocess.PIPE,
@@ -160,7 +160,7 @@ def _started(
             process.stdout.close()
 
 
-def _tied() -> list[str]:
+def tied() -> list[str]:
     """Return the words in front of a command that tie its life to the thread that waits for it: SIGTERM when that is gone."""
     program = find("setpriv")
     return [program, "--pdeathsig", "TERM", "--"] if program else []

@@ -10,6 +10,7 @@ from release.supply import (
     base,
     checkpoint,
     fetch,
+    git_sources,
     reads_base,
     reads_checkpoint,
     reads_fetch,
@@ -21,44 +22,83 @@ from release.supply import (
     wheels,
 )
 from release.trial import accuracy, compare, conformance, reads_accuracy, reads_compare, reads_conformance, reads_serve, serve
-from release.types import JSON, Plan, dump
+from release.types import JSON, Base, Plan, dump
 
 
 def render(work: Work) -> str:
-    """Write the Dockerfile and the lock that the image is built from."""
-    from release.builders.engines import engine_named
+    """Write the Dockerfile, the lock that the image is built from, and the engine's configuration files."""
     from release.builders.image import dockerfile, pylock, requirements
 
-    base_facts, patched = work.result("base", "base.json"), work.result("unpatch", "sources.json")
+    base, reads = _base(work), work.reads
+    patched = work.result("unpatch", "sources.json")
     found = sorted([*work.result("wheels", "wheels.json"), *patched], key=lambda wheel: str(wheel["name"]))
     labels = {
-        "org.opencontainers.image.title": f"{work.reads['engine']} for {work.reads['chip']}",
+        "org.opencontainers.image.title": f"{reads['engine']} for {reads['chip']}",
         "org.opencontainers.image.vendor": "release",
-        "org.opencontainers.image.base.name": base_facts["image"],
-        "org.opencontainers.image.base.digest": base_facts["diff-ids"][-1],
+        "org.opencontainers.image.base.name": base["image"],
+        **({"org.opencontainers.image.base.digest": base["digest"]} if base["digest"] else {}),
         **{f"org.release.source.{wheel['name']}.version": wheel["version"] for wheel in patched},
         **{f"org.release.source.{wheel['name']}.tree": wheel["tree"] for wheel in patched if wheel["patches"]},
     }
-    (work.out / "pylock.toml").write_text(pylock(found, work.reads["python"]["version"]))
+    if reads["python"]:
+        (work.out / "pylock.toml").write_text(pylock(found, reads["python"]["version"]))
     (work.out / "requirements.txt").write_text(requirements(found))
-    template = engine_named(work.reads["engine"]).TEMPLATE
-    (work.out / "Dockerfile").write_text(dockerfile(template, base=base_facts["image"], wheels=found, labels=labels))
+    text = dockerfile(
+        reads["template"],
+        base=base["image"],
+        note=base["note"],
+        wheels=found,
+        labels=labels,
+        files=sorted(reads["files"]),
+        sources=reads["sources"],
+        packages=reads["packages"],
+    )
+    (work.out / "Dockerfile").write_text(text)
+    (work.out / "files").mkdir()
+    for name, text in reads["files"].items():
+        (work.out / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (work.out / "files" / name).write_text(text, encoding="utf-8")
     work.write("labels.json", labels)
-    return f"Dockerfile, pylock.toml with {len(found)} wheels"
+    more = f", {len(reads['files'])} files of {reads['engine']}" if reads["files"] else ""
+    return f"Dockerfile, pylock.toml with {len(found)} wheels{more}"
+
+
+def _base(work: Work) -> JSON:
+    """Return name and digest of the image to build on: what the base stage made, or what the plan says of one that is got elsewhere."""
+    if "base" in work.inputs:
+        facts = work.result("base", "base.json")
+        return {"image": facts["image"], "digest": facts["diff-ids"][-1], "note": ""}
+    spec = work.reads["base"]
+    if image := spec.get("image"):
+        return {"image": image, "digest": image.partition("@")[2], "note": ""}
+    access = spec.get("access") or {"name": spec, "contact": ""}
+    known = isinstance(access["name"], str)
+    note = f"got from {access['contact']}" if access["contact"] else access["name"]["unknown"]
+    return {"image": access["name"] if known else "unknown", "digest": "", "note": f"not pinned yet: {note}"}
 
 
 def reads_render(plan: Plan, matrix: Matrix) -> JSON:
-    """The engine, its template, and what the labels say."""
+    """The engine, its template and configuration files, and what the labels say."""
     from release.builders.engines import engine_named
     from release.templates.render import sources
 
-    template = engine_named(plan.engine).TEMPLATE
+    engine = engine_named(plan.engine)
     return {
         "engine": plan.engine,
         "chip": plan.chip.id,
-        "python": dump(plan.python),
-        "templates": {name: digest(text) for name, text in sources(template).items()},
+        "python": plan.python and dump(plan.python),
+        "base": {} if made_here(plan) else dump(plan.base),
+        "template": engine.TEMPLATE,
+        "templates": {name: digest(text) for name, text in sources(engine.TEMPLATE).items()},
+        "files": engine.files(plan),
+        "sources": [{"name": source.name, "install": source.install} for source in git_sources(plan)],
+        "packages": plan.weights.packages if plan.weights else {},
     }
+
+
+def made_here(plan: Plan) -> bool:
+    """Say whether the base is made by the base stage; one that is pinned or has to be got is known by name already."""
+    return isinstance(plan.base, Base) and plan.base.bootstrap is not None
 
 
 def image(work: Work) -> str:
@@ -74,7 +114,7 @@ def image(work: Work) -> str:
         rendered=work.inputs["render"],
         wheels=[work.inputs["wheels"] / "wheels", work.inputs["unpatch"] / "wheels"],
         labels=work.result("render", "labels.json"),
-        base_diff_ids=base_facts["diff-ids"],
+        base=base_facts,
         epoch=work.reads["epoch"],
         key=work.task.key,
         use_cache=work.session.use_build_cache,
@@ -89,7 +129,7 @@ def image(work: Work) -> str:
 
 def reads_image(plan: Plan, matrix: Matrix) -> JSON:
     """The time stamp that everything in the image gets, in seconds."""
-    return {"epoch": plan.base.bootstrap.epoch if plan.base.bootstrap else 0}
+    return {"epoch": plan.base.bootstrap.epoch if isinstance(plan.base, Base) and plan.base.bootstrap else 0}
 
 
 def card(work: Work) -> str:
@@ -131,7 +171,7 @@ STAGES: Final = (
     Stage("base", 1, (), reads_base, base),
     Stage("checkpoint", 1, (), reads_checkpoint, checkpoint),
     Stage("weights", 1, ("checkpoint",), reads_weights, weights),
-    Stage("render", 1, ("base", "wheels", "unpatch"), reads_render, render),
+    Stage("render", 2, ("base", "wheels", "unpatch"), reads_render, render, lambda plan: () if made_here(plan) else ("base",)),
     Stage("image", 1, ("base", "wheels", "unpatch", "render"), reads_image, image),
     Stage("serve", 1, ("image", "weights"), reads_serve, serve),
     Stage("conformance", 1, ("image", "weights", "serve"), reads_conformance, conformance),

@@ -124,6 +124,11 @@ class Store:
             link_or_copy(source, self.blob(digest))
         return self.blob(digest)
 
+    def scratch(self) -> Path:
+        """Return the folder for temporary files on the store's own disk; what a killed build left there is swept."""
+        with self._refusals():
+            return self._folder("tmp")
+
     def sweep(self) -> None:
         """Remove the temporary folders of stages that were killed. Only for who holds the store alone: see `in_use`."""
         folder = self.path / "tmp"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from release.errors import PatchError
+from release.errors import PatchError, StageError
 from release.matrix.load import Matrix
 from release.oci import sha256_file
 from release.pipeline import Work
-from release.types import JSON, Base, Plan, Python, Source, dump, tuples
+from release.types import JSON, Base, GitSource, Plan, Python, Wheel, dump, tuples
 
 if TYPE_CHECKING:
     from release.builders.wheels import Pin
@@ -23,14 +23,14 @@ def fetch(work: Work) -> str:
     found = _download(work, [Pin(source.name, source.version, source.sha256) for source in _sources(work)])
     work.write("sources.json", found)
     names = ", ".join(f"{wheel['name']} {wheel['version']}" for wheel in found)
-    return f"{names}, {_megabytes(found)}"
+    return f"{names}, {_megabytes(found)}" if found else "no wheel of its own"
 
 
 def reads_fetch(plan: Plan, matrix: Matrix) -> JSON:
     """Sources and the interpreter that they must fit."""
     return {
-        "sources": [dump(source) | {"patches": None} for source in plan.sources],
-        "python": dump(plan.python),
+        "sources": [dump(source) | {"patches": None} for source in wheel_sources(plan)],
+        "python": plan.python and dump(plan.python),
         "architecture": plan.chip.architecture,
     }
 
@@ -82,18 +82,21 @@ def reads_unpatch(plan: Plan, matrix: Matrix) -> JSON:
 
     patches = {
         source.patches: [patch.sha256 for patch in patch_set(matrix_patches(matrix, source.patches)).patches]
-        for source in plan.sources
+        for source in wheel_sources(plan)
         if source.patches is not None
     }
-    return {"sources": [dump(source) for source in plan.sources], "patches": patches}
+    return {"sources": [dump(source) for source in wheel_sources(plan)], "patches": patches}
 
 
 def wheels(work: Work) -> str:
     """Bring every wheel that the image installs, each by its digest."""
     from release.builders.wheels import read_pins
 
-    found = _download(work, read_pins(work.matrix.file(work.reads["pins"])))
+    pins = read_pins(work.matrix.file(work.reads["pins"])) if work.reads["pins"] else []
+    found = _download(work, pins)
     work.write("wheels.json", found)
+    if not pins:
+        return "none: the base image brings them"
     return f"{len(found)} wheels, {_megabytes(found)}"
 
 
@@ -102,16 +105,27 @@ def reads_wheels(plan: Plan, matrix: Matrix) -> JSON:
     return {
         "pins": plan.wheels,
         "sha256": plan.wheels_sha256,
-        "python": dump(plan.python),
+        "python": plan.python and dump(plan.python),
         "architecture": plan.chip.architecture,
     }
 
 
 def base(work: Work) -> str:
     """Make or pull the lowest layers of the image."""
-    from release.builders.base import make_base, pull_base
+    from release.builders.base import imported_base, make_base, pull_base
 
+    if "unknown" in work.reads["base"]:
+        raise StageError(f"the base image is unknown: {work.reads['base']['unknown']}", next_step="pin one: base: {image: NAME@sha256:…}")
     spec = Base.model_validate(tuples(work.reads["base"]))
+    if spec.access is not None:
+        name = spec.access.name if isinstance(spec.access.name, str) else "of the vendor"
+        raise StageError(
+            f"the base image {name} is not pinned: it has to be got from {spec.access.contact}",
+            next_step="then `release base import FILE` says which digest to write into the cell's base.image",
+        )
+    if spec.image is not None and work.store.has(imported := spec.image.partition("@sha256:")[2]):
+        work.write("base.json", imported_base(spec.image, work.store.facts(imported)["base"], work.store.get(imported), work.out))
+        return f"{spec.image}, imported"
     if spec.image is not None:
         work.write("base.json", pull_base(spec.image, work.session.engine, work.line))
         return spec.image
@@ -131,6 +145,11 @@ def checkpoint(work: Work) -> str:
     from release.builders.weights import check_files
 
     spec = work.reads["checkpoint"]
+    if spec["path"] is None:
+        raise StageError(
+            f"the checkpoint {spec['hub']['repository']} is not here, and is not pinned file by file",
+            next_step="put it into a folder of your matrix, and write checkpoint.path and checkpoint.files into the model's file",
+        )
     (work.out / "model").mkdir()
     size = check_files(work.matrix.file(spec["path"]), spec["files"], work.out / "model", work.line)
     return f"{len(spec['files'])} files, {size / 1e6:.1f} MB"
@@ -138,6 +157,8 @@ def checkpoint(work: Work) -> str:
 
 def reads_checkpoint(plan: Plan, matrix: Matrix) -> JSON:
     """The digests of the files, and of the files that are there: a change of either is a reason to look again."""
+    if plan.model.checkpoint.path is None:
+        return {"checkpoint": dump(plan.model.checkpoint), "there": {}}
     folder = matrix.file(plan.model.checkpoint.path)
     there = {name: sha256_file(folder / name) if (folder / name).is_file() else None for name in plan.model.checkpoint.files}
     return {"checkpoint": dump(plan.model.checkpoint), "there": there}
@@ -167,19 +188,32 @@ def reads_weights(plan: Plan, matrix: Matrix) -> JSON:
     return {"upstream": plan.model.precision, "precision": plan.precision}
 
 
+def wheel_sources(plan: Plan) -> list[Wheel]:
+    """Return the plan's sources that are wheels."""
+    return [source for source in plan.sources if isinstance(source, Wheel)]
+
+
+def git_sources(plan: Plan) -> list[GitSource]:
+    """Return the plan's sources that are repositories."""
+    return [source for source in plan.sources if isinstance(source, GitSource)]
+
+
 def _download(work: Work, pins: Sequence[Pin]) -> list[JSON]:
     """Put pinned wheels that fit the stage's interpreter into the output's wheels/ and return what they are."""
     from release.builders.wheels import download
 
+    (work.out / "wheels").mkdir(exist_ok=True)
+    if not pins:
+        return []
     python, architecture = Python.model_validate(work.reads["python"]), work.reads["architecture"]
     return download(pins, python, architecture, store=work.store, partial=work.partial(), out=work.out / "wheels", line=work.line)
 
 
-def _sources(work: Work) -> list[Source]:
-    return [Source.model_validate(source) for source in work.reads["sources"]]
+def _sources(work: Work) -> list[Wheel]:
+    return [Wheel.model_validate(source) for source in work.reads["sources"]]
 
 
-def _same_patches(work: Work, source: Source, found: list[str]) -> None:
+def _same_patches(work: Work, source: Wheel, found: list[str]) -> None:
     locked = work.reads["patches"][source.patches]
     if found != locked:
         raise PatchError(f"patch set {source.patches} is {found}, the lock says {locked}")

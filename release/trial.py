@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from release.matrix.load import Matrix
 from release.pipeline import Work
-from release.types import JSON, Accuracy, Container, Plan, Serve, Status, Verdict, dump, tuples
+from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump, tuples
 
 if TYPE_CHECKING:
     from release.validators.serving import Server
@@ -32,8 +32,9 @@ def reads_serve(plan: Plan, matrix: Matrix) -> JSON:
     return {
         "engine": plan.engine,
         "health": engine_named(plan.engine).HEALTH,
+        "argv": engine_named(plan.engine).command(plan),
         "serve": dump(plan.serve),
-        "container": dump(plan.chip.container),
+        "container": dump(plan.container),
         "model": plan.served_model_name,
     }
 
@@ -47,7 +48,7 @@ def launch_facts(work: Work) -> JSON:
         "command": command,
         "image": image_id,
         "port": port,
-        "argv": _argv(work.reads),
+        "argv": work.reads["argv"],
         "env": work.reads["serve"]["env"],
         "memory": work.reads["serve"]["memory"],
         "health": work.reads["health"],
@@ -84,6 +85,9 @@ def accuracy(work: Work) -> str:
     from release.validators.endpoint import Endpoint
     from release.validators.statistics import wilson_interval
 
+    if work.reads["accuracy"] is None:
+        work.write("accuracy.json", None)
+        return "no question set"
     spec = Accuracy.model_validate({**work.reads["accuracy"], "margin": UNUSED_MARGIN})
     server = _server(work, work.task.needs["serve"], work.reads["serve"])
     samples = work.partial() / "samples.jsonl"
@@ -105,7 +109,7 @@ def reads_accuracy(plan: Plan, matrix: Matrix) -> JSON:
     """How the server was started, and the questions with their rule."""
     return {
         "serve": reads_serve(plan, matrix),
-        "accuracy": plan.accuracy.model_dump(mode="json", by_alias=True, exclude={"margin"}),
+        "accuracy": plan.accuracy and plan.accuracy.model_dump(mode="json", by_alias=True, exclude={"margin"}),
     }
 
 
@@ -114,13 +118,13 @@ def compare(work: Work) -> str:
     from release.validators.comparison import compare as verdict_of
     from release.validators.samples import read_samples
 
-    if "reference:accuracy" not in work.inputs:
+    if "reference:accuracy" not in work.inputs or work.reads["accuracy"] is None:
         verdict = Verdict(
             name="accuracy",
             status=Status.SKIPPED,
             measured="no comparison",
-            wanted="a reference to compare with",
-            reason="The cell names no reference: it is one itself.",
+            wanted="a reference to compare with, and questions to ask",
+            reason="The cell names no reference: it is one itself." if work.reads["accuracy"] else "The cell has no question set.",
         )
     else:
         spec = Accuracy.model_validate(work.reads["accuracy"])
@@ -132,7 +136,7 @@ def compare(work: Work) -> str:
 
 def reads_compare(plan: Plan, matrix: Matrix) -> JSON:
     """The rule of the verdict, and the names of both sides."""
-    return {"accuracy": dump(plan.accuracy), "cell": plan.cell, "reference": plan.reference}
+    return {"accuracy": plan.accuracy and dump(plan.accuracy), "cell": plan.cell, "reference": plan.reference}
 
 
 def _server(work: Work, key: str, reads: JSON) -> Server:
@@ -156,6 +160,7 @@ def _server(work: Work, key: str, reads: JSON) -> Server:
             health=reads["health"],
             within=reads["serve"]["ready-within"],
             port=reads["serve"]["port"],
+        on_host=reads["container"]["network"] == "host",
             say=work.line.note,
         )
 
@@ -168,19 +173,13 @@ def _command(reads: JSON, image_id: str, publish: str, folder: str, extra: Seque
     return run_command(
         Container.model_validate(tuples(reads["container"])),
         image=image_id,
-        argv=_argv(reads),
+        argv=reads["argv"],
         env=reads["serve"]["env"],
         memory=reads["serve"]["memory"],
         publish=publish,
         weights=folder,
         extra=extra,
     )
-
-
-def _argv(reads: JSON) -> list[str]:
-    from release.builders.engines import engine_named
-
-    return engine_named(reads["engine"]).command(Serve.model_validate(reads["serve"]))
 
 
 def _context(plan: Plan) -> int:

@@ -12,14 +12,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from jinja2 import meta
 
 from release.errors import TemplateError
 
 FOLDER: Final = Path(__file__).parent
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-FOLDER_WORD: Final = re.compile(r"\$PWD/[A-Za-z0-9._/:-]+")
-SWITCHES: Final = ("--rm", "--read-only", "--privileged")
+FOLDER_WORD: Final = re.compile(r"\$PWD/[A-Za-z0-9._/:-]+|\$(?:SRC|DST|IMAGE)(?:/[A-Za-z0-9._/:-]+)?")
+"""What the shell of the reader is to fill in: a folder below the one they are in, those of a conversion, the id of an image."""
+BLOCK: Final = re.compile(r"\s*(?P<number>[0-9]*)(?P<sign>[#>+*=~`_:|.)\[-])")
+"""What may begin a block of Markdown other than a paragraph: heading, quote, list, rule, fence, table, definition."""
+SPAN: Final = re.compile(r"[^`|<>&\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+FENCE: Final = re.compile(r"`{3,}")
+UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+SWITCHES: Final = ("--rm", "--init", "--read-only", "--privileged")
 """Flags of `docker run` that take no value, as far as our commands use them."""
+PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*( [A-Za-z0-9._/-]+)*")
 WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")
 
 
@@ -35,8 +43,14 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def sources(*templates: str) -> dict[str, str]:
-    """Return the text of templates by name, for keys."""
-    return {name: (FOLDER / name).read_text(encoding="utf-8") for name in templates}
+    """Return the text of templates by name, and of those that they are made from, for keys."""
+    found: dict[str, str] = {}
+    following = list(templates)
+    while following:
+        if (name := following.pop()) not in found:
+            found[name] = (FOLDER / name).read_text(encoding="utf-8")
+            following += [other for other in meta.find_referenced_templates(_environment().parse(found[name])) if other]
+    return found
 
 
 def docker_quoted(value: str) -> str:
@@ -68,7 +82,8 @@ def docker_exec(argv: Sequence[str]) -> str:
 def shell_line(argv: Sequence[str], width: int = 100) -> str:
     """Return an argv as a shell command that can be pasted: flags stay with their values, lines break with backslashes.
 
-    A word that begins with `$PWD/` is put in double quotes, so that the shell fills in the folder; everything else is literal.
+    A word that begins with `$PWD/` (or `$SRC`, `$DST`, `$IMAGE`) is put in double quotes, so that the shell fills it in; everything
+    else is literal.
     """
     groups: list[str] = []
     for number, word in enumerate(argv):
@@ -98,9 +113,33 @@ def markdown_cell(value: object) -> str:
     return text
 
 
+def yaml_scalar(value: object) -> str:
+    """Return a value as a YAML scalar on one line: plain where no reader could take it for anything but text, else in double quotes."""
+    text = str(value)
+    if PLAIN.fullmatch(text) and text.lower() not in ("true", "false", "yes", "no", "on", "off", "null"):
+        return text
+    return json.dumps(text, ensure_ascii=CONTROL.search(text) is not None)
+
+
 def prose(value: object) -> str:
-    """Return a value as Markdown text that holds no HTML and stays in its paragraph."""
-    return CONTROL.sub(" ", str(value)).replace("&", "&amp;").replace("<", "&lt;")
+    """Return a value as Markdown text that holds no HTML, stays in its paragraph and begins no other block."""
+    text = CONTROL.sub(" ", str(value)).strip().replace("&", "&amp;").replace("<", "&lt;")
+    if match := BLOCK.match(text):
+        text = f"{match['number']}&#{ord(match['sign'])};{text[match.end() :]}"
+    return text
+
+
+def code_span(value: object) -> str:
+    """Return a value as a code span that may stand in a table; as plain text of a cell where it has signs that would end one."""
+    text = str(value)
+    return f"`{text}`" if SPAN.fullmatch(text) and text.strip() else markdown_cell(text)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return a text as a fenced block of code that nothing in it can end (CommonMark 4.5: a longer fence)."""
+    body = UNPRINTABLE.sub("\ufffd", str(text)).rstrip("\n")
+    fence = "`" * max([3, *(len(run) + 1 for run in FENCE.findall(body))])
+    return f"{fence}{language}\n{body}\n{fence}"
 
 
 @cache
@@ -120,6 +159,11 @@ def _environment() -> jinja2.Environment:
         "shell": shell_line,
         "cell": markdown_cell,
         "prose": prose,
+        "code": code_span,
+        "fenced": fenced,
+        "gib": lambda number: f"{number / (1 << 30):.1f} GiB",
+        "kib": lambda number: f"{number / (1 << 10):.1f} KiB",
+        "yaml": yaml_scalar,
     }
     environment.filters |= filters
     return environment

@@ -44,15 +44,16 @@ def start(
     health: str,
     within: float,
     port: int,
+    on_host: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Server:
     """Start a container and return it once `health` answers 200; `stack` stops and removes it.
 
-    `command(publish, extra)` gives the `docker run` line for a published address and extra flags. Raises ServingError with the last
+    With `on_host` it listens on the host's own network, at `port`; else at a free port of ours. `command(publish, extra)` gives the `docker run` line for a published address and extra flags. Raises ServingError with the last
     lines of the server's log as soon as the container ends, or after `within` seconds.
     """
     name = f"release-{uuid4().hex[:12]}"
-    host_port = free_port()
+    host_port = free_port(port if on_host else 0)
     line = command(f"127.0.0.1:{host_port}:{port}", ("--detach", "--name", name))  # and not --rm: its log must outlive it
     stack.enter_context(guard.watch("command", engine.cli, "rm", "--force", "--volumes", name))
     stack.callback(engine.remove, name)

@@ -5,28 +5,40 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final, Protocol, cast
 
-from release.builders.engines import vllm
+from release.builders.engines import flagscale, llmdeploy, mindie, sglang, vllm
 from release.errors import MatrixError
-from release.types import Serve
+from release.types import Plan
 
 
 class ServingEngine(Protocol):
     """What a module of this folder offers.
 
-    `TEMPLATE` is its Dockerfile template and `HEALTH` the path that answers 200 when it serves; `command(serve)` is the argv inside
-    the container, with the weights at /model.
+    `TEMPLATE` is its Dockerfile template and `HEALTH` the path that answers 200 when it serves. In the container the weights lie
+    at /model, and the files that `files(plan)` gives lie under /release.
     """
 
     TEMPLATE: str
     HEALTH: str
 
-    def command(self, serve: Serve) -> list[str]:
-        """Return the argv that starts the engine inside the container."""
+    def command(self, plan: Plan) -> list[str]:
+        """Return the argv that starts the engine inside the container; it stays in the foreground."""
+        ...
+
+    def files(self, plan: Plan) -> dict[str, str]:
+        """Return the engine's configuration files: text by path below /release."""
+        ...
+
+    def trials(self, plan: Plan) -> list[list[str]]:
+        """Return the argv of the accuracy and performance runs that the engine brings with it, one a trial of the plan."""
         ...
 
 
 ENGINES: Final[dict[str, ModuleType]] = {
     "vllm": vllm,
+    "flagscale": flagscale,
+    "sglang": sglang,
+    "mindie": mindie,
+    "llmdeploy": llmdeploy,
 }
 
 

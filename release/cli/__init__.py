@@ -1,0 +1,130 @@
+"""The front door: `release …`. It imports nothing heavy, prints, and is the only place that ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from release import __version__
+from release.cli import host, work
+from release.cli import matrix as table
+from release.errors import ReleaseError
+
+PREFIXES = {1: "error", 2: "usage", 3: "stage", 4: "verdict", 5: "refused"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="release")
+@click.option(
+    "--matrix", "matrix", multiple=True, type=click.Path(path_type=Path), help="A folder of your own that overlays ours."
+)
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Where stage outputs live [default: $RELEASE_STORE or ~/.cache/release]."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "docker", "podman"]),
+    envvar="RELEASE_ENGINE",
+    help="The container engine [default: auto].",
+)
+@click.option("--traceback", is_flag=True, help="Show where in the code an error came from.")
+@click.pass_context
+def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, engine: str | None, traceback: bool) -> None:
+    """Build, serve, validate, document and publish a model for a chip.
+
+    \b
+    release matrix                                      what there is
+    release plan  --chip cpu --model tiny-qwq           what a build would do, and why
+    release build --chip cpu --model tiny-qwq           do it
+    release pull  --chip cpu --model tiny-qwq           get it back, every digest checked
+    release serve --chip cpu --model tiny-qwq           run the very command of the card
+    """
+    from release.settings import settings
+
+    said = settings(Path.cwd())
+    if store is None and "RELEASE_STORE" not in os.environ:
+        store = said.store
+    context.obj = {
+        "matrix": matrix + said.matrix,
+        "store": store,
+        "engine": engine or said.engine or "auto",
+        "traceback": traceback,
+    }
+
+
+for command in (
+    table.matrix_,
+    table.explain,
+    table.new,
+    work.plan,
+    work.build,
+    work.pull,
+    work.serve,
+    host.doctor,
+    host.base,
+    host.completion,
+):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command line; every way of failing ends here, with one message and its exit code."""
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sign) is not signal.SIG_IGN:  # nohup
+            signal.signal(sign, _interrupted)
+    try:
+        cli.main(standalone_mode=False)
+    except ReleaseError as problem:
+        _fail(problem)
+    except click.exceptions.Exit as problem:
+        sys.exit(problem.exit_code)
+    except click.ClickException as problem:
+        problem.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _stopped()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as problem:  # the last resort: a defect of ours, still one clear line
+        _fail(
+            ReleaseError(
+                f"{type(problem).__name__}: {problem}", next_step="this is a defect of release: --traceback shows where"
+            ),
+            problem,
+        )
+    sys.exit(0)
+
+
+def _fail(problem: ReleaseError, cause: Exception | None = None) -> NoReturn:
+    if "--traceback" in sys.argv:
+        import traceback
+
+        traceback.print_exception(cause or problem)
+    click.echo(f"{PREFIXES[problem.exit_code]}: {problem}", err=True)
+    if problem.next_step:
+        first, *rest = problem.next_step.splitlines()
+        click.echo("\n".join([f"  next: {first}", *(f"  {line}" for line in rest)]), err=True)
+    sys.stdout.flush()
+    sys.exit(problem.exit_code)
+
+
+def _stopped() -> NoReturn:
+    """End at once: stages may still run in threads, and the guard has cleared up after them."""
+    click.echo("stopped; what was finished is kept, the next build goes on from there", err=True)
+    sys.stderr.flush()
+    os._exit(130)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

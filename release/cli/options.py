@@ -1,0 +1,55 @@
+"""What several commands share: the options that name a cell, completion of names, and the house that a command line opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from release.house import House
+
+F = Callable[..., Any]
+
+
+def cell_options(function: F) -> F:
+    """Add the options that name a cell."""
+    for option in (
+        click.option(
+            "--precision", help="Precision, and ~variant where there is one [default: the first that the cell's file offers]."
+        ),
+        click.option(
+            "--model", required=True, shell_complete=complete("models"), help="The model, as `release matrix` lists it."
+        ),
+        click.option("--chip", required=True, shell_complete=complete("chips"), help="The chip, as `release matrix` lists it."),
+    ):
+        function = option(function)
+    return function
+
+
+def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return a completer of the names of `chips` or `models`."""
+
+    def names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        from release.matrix.load import Matrix
+
+        known = Matrix().chips() if kind == "chips" else Matrix().models()
+        return [name for name in known if name.startswith(incomplete)]
+
+    return names
+
+
+def complete_stage(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the stages that begin so."""
+    from release.stages import STAGES
+
+    return [stage.name for stage in STAGES if stage.name.startswith(incomplete)]
+
+
+def house_of(context: click.Context) -> House:
+    """Return the house that the command line's global options open."""
+    from release.house import House
+
+    options = context.find_root().obj
+    return House.open(options["matrix"], options["store"], options["engine"])

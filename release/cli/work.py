@@ -1,0 +1,214 @@
+"""The commands that make and use a release: plan, build, pull, serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from release.cli.options import cell_options, complete, complete_stage, house_of
+from release.errors import UsageError
+
+if TYPE_CHECKING:
+    from release.types import Argument
+
+
+@click.command()
+@click.option("--chip", shell_complete=complete("chips"), help="The chip, as `release matrix` lists it.")
+@click.option("--model", shell_complete=complete("models"), help="The model, as `release matrix` lists it.")
+@click.option("--precision", help="Precision, and ~variant where there is one [default: the first that the cell's file offers].")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every cell of the matrix (that --chip, --model and --precision fit), a line each."
+)
+@click.option("--device", help="A variant of the chip's device.")
+@click.option(
+    "--device-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Memory of one device, as its tool shows it.",
+)
+@click.option(
+    "--devices", type=click.IntRange(1), help="How many devices there are: the plan lays the model over them, and says why."
+)
+@click.option("--tensor-parallel-size", type=click.IntRange(1), help="Instead of the layout that the cell says.")
+@click.option("--pipeline-parallel-size", type=click.IntRange(1), help="Instead of the layout that the cell says.")
+@click.option("--set", "args", multiple=True, metavar="NAME=VALUE", help="Another serving argument, as max-model-len=8192.")
+@click.option("--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+@click.pass_context
+def plan(
+    context: click.Context,
+    chip: str | None,
+    model: str | None,
+    precision: str | None,
+    everything: bool,
+    device: str | None,
+    device_memory: float | None,
+    devices: int | None,
+    tensor_parallel_size: int | None,
+    pipeline_parallel_size: int | None,
+    args: tuple[str, ...],
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """Print the plan of a cell: whether it can work, on which layout, what is cached, what would run, and because of which change.
+
+    What the options ask for is tried in the plan alone: to build it so, write it into the cell's file.
+    """
+    from release.matrix.check import Asked, precision_for
+    from release.show.plan import everything as overview
+    from release.show.plan import plan as plan_text
+
+    house = house_of(context)
+    asked = Asked(device, device_memory, devices, tensor_parallel_size, pipeline_parallel_size, _settings(args))
+    if everything:
+        click.echo(overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json))
+        return
+    if chip is None or model is None:
+        raise UsageError("say what to plan: --chip and --model, or --all")
+    study = house.study(precision_for(house.matrix, chip, model, precision), asked)
+    click.echo(plan_text(house, study, house.graph(study.plan.cell, until) if study.refusal is None else None, as_json=as_json))
+    house.refuse(study)
+
+
+def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
+    """Return NAME=VALUE options as serving arguments, typed as in the YAML files."""
+    found: dict[str, Argument] = {}
+    for text in args:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--set {text}: is not NAME=VALUE")
+        try:
+            typed = json.loads(value)
+        except ValueError:
+            typed = value
+        found[name] = typed if isinstance(typed, str | int | float | bool) else value
+    return found
+
+
+@click.command()
+@cell_options
+@click.option("--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage.")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Stages that may run side by side [default: the number of cores, at least 2]."
+)
+@click.option(
+    "--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where the release is laid out."
+)
+@click.option("--to", metavar="HOST/NAMESPACE", help="Push the release into this registry as well.")
+@click.option("--tag", help="The tag in that registry [default: the precision, and -variant]; a published tag never moves.")
+@click.option(
+    "--require",
+    type=click.Choice(["built", "validated"]),
+    default="built",
+    show_default=True,
+    help="The least state that counts as success.",
+)
+@click.option("--no-build-cache", is_flag=True, help="Let the container engine reuse none of its own layers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as one JSON document; progress goes to stderr.")
+@click.pass_context
+def build(
+    context: click.Context,
+    chip: str,
+    model: str,
+    precision: str | None,
+    until: str | None,
+    jobs: int | None,
+    dist: Path,
+    to: str | None,
+    tag: str | None,
+    require: str,
+    no_build_cache: bool,
+    as_json: bool,
+) -> None:
+    """Build a cell: fetch, patch, convert, build the image, serve it, validate it, write the card, publish."""
+
+    from release.build import build as run
+    from release.show.outcome import outcome as outcome_text
+
+    house = house_of(context)
+    cell = house.cell(chip, model, precision)
+    outcome = run(
+        house, cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache, least=require, tag=tag
+    )
+    click.echo(outcome_text(outcome, as_json=as_json))
+    outcome.require(require)
+
+
+@click.command()
+@click.argument("reference", required=False)
+@click.option("--chip", shell_complete=complete("chips"), help="The chip of a release that was built here.")
+@click.option("--model", shell_complete=complete("models"), help="The model of a release that was built here.")
+@click.option("--precision", help="Precision, and ~variant where there is one.")
+@click.option(
+    "--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where releases are laid out."
+)
+@click.option("--into", type=click.Path(path_type=Path), help="The folder to write [default: pulled/CHIP/MODEL/TAG].")
+@click.option("--no-image", is_flag=True, help="Leave the image out of the container engine.")
+@click.pass_context
+def pull(
+    context: click.Context,
+    reference: str | None,
+    chip: str | None,
+    model: str | None,
+    precision: str | None,
+    dist: Path,
+    into: Path | None,
+    no_image: bool,
+) -> None:
+    """Get a release: image into the engine, weights, card and record into a folder; every digest is checked.
+
+    REFERENCE is HOST/NAMESPACE/CHIP/MODEL:TAG (or @sha256:…) in a registry, or the folder of an OCI layout.
+    """
+    from release.build import layout_of
+    from release.pull import pull as bring
+    from release.show.outcome import pulled as pulled_text
+
+    house = house_of(context)
+    if reference is None:
+        if chip is None or model is None:
+            raise UsageError("say what to pull: a REFERENCE, or --chip and --model")
+        reference = str(layout_of(house.cell(chip, model, precision), dist))
+    pulled = bring(house, reference, into, into_engine=not no_image)
+    click.echo(pulled_text(pulled))
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--chip", shell_complete=complete("chips"), help="The chip of a release that was pulled here.")
+@click.option("--model", shell_complete=complete("models"), help="The model of a release that was pulled here.")
+@click.option("--precision", help="Precision, and ~variant where there is one.")
+@click.option("--port", type=click.IntRange(1, 65535), help="The port on this host [default: the card's].")
+@click.option("--dry-run", is_flag=True, help="Print the command and stop.")
+@click.pass_context
+def serve(
+    context: click.Context,
+    folder: Path | None,
+    chip: str | None,
+    model: str | None,
+    precision: str | None,
+    port: int | None,
+    dry_run: bool,
+) -> None:
+    """Print and run the very command of the card, in the FOLDER of a pulled release."""
+    from release.pull import pulled_folder, serve_command
+
+    house = house_of(context)
+    if folder is None:
+        if chip is None or model is None:
+            raise UsageError("say what to serve: a FOLDER, or --chip and --model")
+        folder = pulled_folder(house.cell(chip, model, precision))
+    line, env = serve_command(house, folder, port, check=not dry_run)
+    from release.templates.render import shell_line
+
+    click.echo(shell_line(line))
+    if not dry_run:
+        from release import processes
+
+        os.chdir(folder)
+        sys.stdout.flush()
+        processes.replace_with(line, env)

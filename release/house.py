@@ -1,0 +1,155 @@
+"""A matrix, a store and a container engine: what every command works with, and the plans and graphs that it can make of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from release.errors import MatrixError, ReleaseError, UsageError
+from release.matrix import parse
+from release.matrix.check import Asked, plan_of, precision_for, problems
+from release.matrix.layout import Choice, choose
+from release.matrix.load import Matrix
+from release.matrix.memory import Memory, memory_of
+from release.matrix.rules import concerns
+from release.pipeline import Graph, changes, graph, is_valid
+from release.stages import STAGES
+from release.store import Store, default_path, write_whole
+from release.supply import matrix_patches
+from release.types import JSON, Concern, Plan, Unknown
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan with all that can be said before anything is built: the choice of its layout, its memory, and what the rules say."""
+
+    plan: Plan
+    choice: Choice | None
+    memory: Memory | None
+    concerns: tuple[Concern, ...]
+
+    @property
+    def refusal(self) -> Concern | None:
+        """The first reason why nothing is to be built."""
+        return next((concern for concern in self.concerns if concern.severity == "refuse"), None)
+
+
+@dataclass(frozen=True)
+class House:
+    """A matrix, a store and an engine kind: all that a command needs."""
+
+    matrix: Matrix
+    store: Store
+    engine_kind: str
+
+    @classmethod
+    def open(cls, overlays: tuple[Path, ...], store: Path | None, engine_kind: str) -> House:
+        """Return the house of a command line."""
+        return cls(Matrix(overlays), Store((store or default_path()).absolute()), engine_kind)
+
+    def cell(self, chip: str, model: str, precision: str | None) -> str:
+        """Return the cell id for the options. Raises UsageError with near misses where there is none."""
+        cell = precision_for(self.matrix, chip, model, precision)
+        self.plan(cell)
+        return cell
+
+    def study(self, cell: str, asked: Asked | None = None) -> Study:
+        """Return what there is to say about a cell, refusals included. Raises MatrixError or UsageError where there is no plan at all."""
+        from release.builders.engines import engine_named
+
+        plan, choice = plan_of(self.matrix, cell, asked), None
+        engine_named(plan.engine)
+        for source in plan.sources:
+            if source.patches is not None and not matrix_patches(self.matrix, source.patches).is_dir():
+                raise MatrixError(f"{cell}: sources: there is no patch set {source.patches}", next_step="add it under patches/")
+        if plan.device is not None and plan.parallel is None and not isinstance(plan.device.memory, Unknown):
+            choice = choose(plan, asked.devices if asked else None)
+            if choice.best:
+                plan = plan.model_copy(update={"parallel": choice.best.parallel})
+        memory = memory_of(plan, plan.parallel) if plan.parallel and plan.device else None
+        return Study(plan, choice, memory, concerns(plan))
+
+    def plan(self, cell: str, asked: Asked | None = None) -> Plan:
+        """Return the plan of a cell id. Raises MatrixError or UsageError where there is none, or the rules refuse it."""
+        study = self.study(cell, asked)
+        self.refuse(study)
+        return study.plan
+
+    def refuse(self, study: Study) -> None:
+        """Raise MatrixError with the reason and the nearest cell that would work, if a rule refuses the plan."""
+        if refusal := study.refusal:
+            raise MatrixError(f"{study.plan.cell}: {refusal.message}", next_step=refusal.next_step)
+
+    def studies(self, asked: Asked | None = None) -> Iterator[Study]:
+        """Yield what there is to say about every cell."""
+        for cell, _ in self.matrix.cells():
+            yield self.study(cell, asked)
+
+    def problems(self) -> list[ReleaseError]:
+        """Return every error of the matrix and of the plan of every cell, each once."""
+        found = {str(problem): problem for problem in problems(self.matrix)}
+        for cell in [] if found else [cell for cell, _ in self.matrix.cells()]:
+            try:
+                self.plan(cell)
+            except ReleaseError as problem:
+                found[str(problem)] = problem
+        return list(found.values())
+
+    def graph(self, cell: str, until: str | None) -> Graph:
+        """Return the tasks of a build of `cell`."""
+        names = [stage.name for stage in STAGES]
+        if until is not None and until not in names:
+            raise UsageError(
+                f"there is no stage {until!r}{parse.near(until, names)}", next_step=f"the stages are: {', '.join(names)}"
+            )
+        plans: dict[str, Plan] = {}
+        following: str | None = cell
+        while following is not None and following not in plans:
+            plans[following] = self.plan(following)
+            following = plans[following].reference
+        return graph(STAGES, plans, self.matrix, cell, until or names[-1])
+
+    def reasons(self, tasks: Graph) -> dict[tuple[str, str], list[str]]:
+        """Return why each stage of each cell would run; an empty list means that the store has its result."""
+        history: dict[str, dict[str, str]] = {}
+        found = {}
+        for (cell, stage), key in tasks.of.items():
+            if cell not in history:
+                history[cell] = self._history(cell)
+            found[cell, stage] = (
+                [] if is_valid(self.store, tasks.tasks[key]) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
+            )
+        return found
+
+    def lock(self, tasks: Graph, cell: str) -> JSON:
+        """Return every input of every stage, for lock.json."""
+        return {
+            "cell": cell,
+            "stages": {
+                f"{owner}: {stage}": {"key": key, "reads": tasks.tasks[key].reads, "needs": dict(tasks.tasks[key].needs)}
+                for (owner, stage), key in sorted(tasks.of.items())
+            },
+        }
+
+    def remember(self, tasks: Graph) -> None:
+        """Note which keys each cell has results for, so that a later plan can say what changed."""
+        for cell in {cell for cell, _ in tasks.of}:
+            before = self._history(cell)
+            now = before | {stage: key for (owner, stage), key in tasks.of.items() if owner == cell and self.store.has(key)}
+            if now != before:
+                with contextlib.suppress(OSError):  # it is a hint for `plan`, no more
+                    self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(self._history_path(cell), json.dumps(now, indent=1))
+
+    def _history(self, cell: str) -> dict[str, str]:
+        try:
+            history: dict[str, str] = json.loads(self._history_path(cell).read_bytes())
+            return history
+        except (OSError, ValueError):
+            return {}
+
+    def _history_path(self, cell: str) -> Path:
+        return self.store.path / "cells" / (cell.replace("/", "+") + ".json")

@@ -1,0 +1,104 @@
+"""Using a release: pull it, every digest checked, and start it with the very command of its card."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from release.build import folder_of
+from release.errors import UsageError, VerificationError
+from release.house import House
+from release.matrix.check import plan_of
+from release.oci import DIGEST
+from release.types import JSON
+
+if TYPE_CHECKING:
+    from release.publish.artifact import Pulled
+
+
+def pulled_folder(cell: str) -> Path:
+    """Return the folder into which a release of this cell is pulled by default."""
+    return folder_of(cell, Path("pulled"))
+
+
+def pull(house: House, reference: str, into: Path | None, *, into_engine: bool = True) -> Pulled:
+    """Bring a release from a registry or a layout folder, check all of it, and unpack it. Raises VerificationError."""
+    from release import oci
+    from release.publish import artifact
+
+    with tempfile.TemporaryDirectory(prefix="release-pull-") as scratch:
+        if Path(reference).is_dir():
+            layout = oci.Layout.open(Path(reference))
+            entries = layout.index()
+            if len(entries) != 1:
+                raise VerificationError(f"{reference} holds {len(entries)} releases in its index, not one")
+            entry = entries[0]
+        else:
+            from release.publish.reference import Reference
+            from release.publish.registry import pull
+
+            layout = oci.Layout.create(Path(scratch))
+            entry = pull(Reference.parse(reference), layout)
+        cell = artifact.cell_of(layout, entry)
+        pulled = artifact.unpack(layout, entry, (into or pulled_folder(cell)).absolute())
+        if into_engine:
+            from release.builders.image import load_image
+            from release.containers import connect
+
+            with connect(house.engine_kind) as engine:
+                load_image(engine, layout, pulled.image, str(pulled.record["image"]["config"]))
+    return pulled
+
+
+def serve_command(house: House, folder: Path, port: int | None, *, check: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the card's command for the pulled release in `folder`, and the environment to run it in.
+
+    With `check`, it must ask of this host just what our matrix says of its chip, the port must be free, and the engine must hold
+    the image. Raises UsageError, VerificationError, ServingError or EngineError.
+    """
+    try:
+        record = json.loads((folder / "release.json").read_bytes())
+        line, own = [str(word) for word in record["serve"]["command"]], int(record["serve"]["port"])
+        if check:
+            _check_command(house, record, line, own)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UsageError(f"{folder} holds no pulled release: {problem}", next_step="release pull --chip … --model …") from problem
+    line = [word.replace("$PWD/", f"{folder.absolute()}/") if word.startswith("$PWD/") else word for word in line]
+    if port is not None:
+        line = [f"127.0.0.1:{port}:{own}" if word == f"127.0.0.1:{own}:{own}" else word for word in line]
+    if not check:
+        return line, {}
+    from release.containers import connect
+    from release.errors import EngineError
+    from release.validators.serving import free_port
+
+    free_port(port or own)
+    with connect(house.engine_kind) as engine:
+        if not engine.has(record["image"]["config"]):
+            raise EngineError(f"the engine has no image {record['image']['config']}", next_step="release pull brings it")
+        return [engine.cli, *line[1:]], dict(engine.env)
+
+
+def _check_command(house: House, record: JSON, line: list[str], port: int) -> None:
+    """Refuse a command that is not what our own chip's container contract gives: whoever wrote the record may be anybody."""
+    from release.containers import run_command
+
+    plan, serve = plan_of(house.matrix, str(record["cell"])), record["serve"]
+    ours = run_command(
+        plan.container,
+        image=str(record["image"]["config"]),
+        argv=[str(word) for word in serve["argv"]],
+        env={str(name): str(value) for name, value in serve["env"].items()},
+        memory=serve["memory"] and str(serve["memory"]),
+        publish=f"127.0.0.1:{port}:{port}",
+        weights="$PWD/weights",
+        extra=("--rm",),
+    )
+    if line != ours or not DIGEST.fullmatch(str(record["image"]["config"])):
+        odd = [word for word in line if word not in ours]
+        raise VerificationError(
+            f"the record's command is not the one that {plan.cell} of this matrix gives{': ' + ' '.join(odd) if odd else ''}",
+            next_step="read it with --dry-run; if you trust its author, run it yourhouse, or overlay the cell with --matrix",
+        )

@@ -1,0 +1,219 @@
+"""What `release plan` prints: the plan itself, what the rules say of it, and which stages would run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from release.build import stages_of
+from release.matrix.memory import GIB
+from release.show.text import as_document, bare, text
+from release.types import GitSource, Unknown, Wheel, dump
+
+if TYPE_CHECKING:
+    from release.house import House, Study
+    from release.matrix.check import Asked
+    from release.matrix.layout import Choice
+    from release.pipeline import Graph
+    from release.types import Concern, Parallel, Plan
+
+
+COLOURS = {"refuse": "[red]refused[/]", "warn": "[yellow]warning[/]", "note": "[dim]note[/]"}
+MOST = 8
+"""Layouts that are shown; --json has them all."""
+
+
+def plan(house: House, study: Study, tasks: Graph | None, *, as_json: bool) -> str:
+    """Return what there is to say about a cell, and what a build of it would do, and why; `tasks` is None where it is refused."""
+    rows = _stages(house, study.plan.cell, tasks) if tasks else []
+    if as_json:
+        return as_document({**document(study), "stages": rows})
+    parts: list[object] = [_facts(study)]
+    if study.choice:
+        parts.append(_layouts(study.choice))
+    if study.concerns:
+        parts.append(_concerns(study.concerns))
+    if tasks:
+        parts += _stage_table(rows)
+    return text(*parts)
+
+
+def everything(house: House, asked: Asked, filters: dict[str, str | None], *, as_json: bool) -> str:
+    """Return one line a cell: whether it can work, on which layout, how much memory a device needs, and what the rules say."""
+    from release.show.matrix import rows_of
+
+    wanted = {row["cell"] for row in rows_of(house.matrix, filters)}
+    studies = [house.study(cell, asked) for cell in wanted] if asked else []
+    studies.sort(key=lambda study: study.plan.cell)
+    if as_json:
+        return as_document([document(study) for study in studies])
+    table = Table(
+        "cell", "state", "layout", "GiB a device", "at once", "what the rules say", box=None, pad_edge=False, header_style="bold"
+    )
+    for study in studies:
+        worst = study.concerns[0] if study.concerns else None
+        state = "[green]ok[/]" if worst is None or worst.severity == "note" else COLOURS[worst.severity]
+        said = "" if worst is None or worst.severity == "note" else worst.message
+        more = f" (and {len(study.concerns) - 1} more)" if said and len(study.concerns) > 1 else ""
+        table.add_row(study.plan.cell, state, *_fit(study), escape(said + more))
+    refused = sum(study.refusal is not None for study in studies)
+    return text(table, f"{len(studies)} cells, {refused} refused.")
+
+
+def document(study: Study) -> dict[str, Any]:
+    """Return a study as JSON."""
+    choice, memory = study.choice, study.memory
+    return {
+        "plan": dump(study.plan),
+        "concerns": [dump(concern) for concern in study.concerns],
+        "memory": memory and asdict(memory),
+        "layouts": [asdict(layout) | {"parallel": dump(layout.parallel)} for layout in choice.layouts] if choice else [],
+        "why": choice.why if choice else None,
+    }
+
+
+def _fit(study: Study) -> tuple[str, str, str]:
+    """Return layout, memory and full-length sequences in a few characters."""
+    if study.memory is None or study.plan.parallel is None:
+        return "", "", ""
+    return layout_line(study.plan.parallel), f"{study.memory.needed / GIB:.1f}", str(study.memory.sequences or "")
+
+
+def layout_line(parallel: Parallel) -> str:
+    """Return a layout as people say it: `TP 8`, `TP 8 × PP 2 × 2 replicas`."""
+    words = [f"TP {parallel.tensor_parallel_size}"]
+    words += [f"PP {parallel.pipeline_parallel_size}"] if parallel.pipeline_parallel_size > 1 else []
+    words += [f"{parallel.replicas} replicas"] if parallel.replicas > 1 else []
+    return " × ".join(words)
+
+
+def _layouts(choice: Choice) -> Table:
+    """Return the candidates with the estimate behind each, the chosen one first."""
+    table = Table(
+        *("layout", "weights", "KV", "of", "at once", "ms a token", "tokens/s", "prefill/s", "verdict"),
+        title=f"layouts of {choice.devices} devices (GiB a device; speeds are upper bounds)",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for layout in choice.layouts[:MOST]:
+        held = layout.memory
+        table.add_row(
+            layout_line(layout.parallel),
+            f"{held.weights / GIB:.1f}",
+            f"{held.kv_full / GIB:.1f}",
+            f"{held.budget / GIB:.1f}" if held.budget else "",
+            str(held.sequences if held.sequences is not None else ""),
+            _speed(layout.decode_ms, 1),
+            _speed(layout.tokens_per_second, 0),
+            _speed(layout.prefill_tokens_per_second, 0),
+            layout.verdict,
+        )
+    more = len(choice.layouts) - MOST
+    table.caption = f"chosen: {escape(choice.why)}" + (f"\n{more} more with --json" if more > 0 else "")
+    table.caption_justify, table.caption_style = "left", ""
+    return table
+
+
+def _speed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _concerns(concerns: tuple[Concern, ...]) -> Table:
+    table = bare()
+    for concern in concerns:
+        source = f" ({concern.source})" if concern.source else ""
+        table.add_row(COLOURS[concern.severity], concern.rule, escape(concern.message + source))
+    return table
+
+
+def _stages(house: House, cell: str, tasks: Graph) -> list[dict[str, Any]]:
+    """Return one row a stage of the cell and of its references: whether it is cached, else why it would run."""
+    reasons = house.reasons(tasks)
+    rows: list[dict[str, Any]] = []
+    for owner in dict.fromkeys([cell, *(owner for owner, _ in tasks.of)]):
+        for name, task in stages_of(tasks, owner):
+            why = reasons[owner, name]
+            facts = house.store.facts(task.key) if not why else {}
+            rows.append(
+                {
+                    "cell": owner,
+                    "stage": name,
+                    "key": task.key,
+                    "cached": not why,
+                    "why": why,
+                    "shared": task.cell != owner,
+                    "summary": facts.get("summary", ""),
+                    "seconds": facts.get("seconds"),
+                }
+            )
+    return rows
+
+
+def _stage_table(rows: list[dict[str, Any]]) -> list[object]:
+    table = Table("cell", "stage", "key", "state", "why", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        if row["shared"]:
+            continue
+        state = "[cyan]cached[/]" if row["cached"] else "[yellow]run[/]"
+        reason = str(row["summary"]) if row["cached"] else "; ".join(row["why"])
+        table.add_row(row["cell"], row["stage"], row["key"][:12], state, escape(reason))
+    run = sum(not row["cached"] and not row["shared"] for row in rows)
+    return [table, f"{run} stages would run, {len({row['key'] for row in rows}) - run} are cached."]
+
+
+def _facts(study: Study) -> Table:
+    """Return the plan itself: what is released, from what, and how it is served."""
+    from release.builders.engines import engine_named
+
+    planned = study.plan
+    rows = [
+        ("cell", planned.cell),
+        ("chip", f"{planned.chip.name}, {planned.chip.architecture}"),
+        ("model", f"{planned.model.name}, {planned.model.architecture.class_}, {planned.model.precision} upstream"),
+        ("base", base_line(planned)),
+        *(("source", source_line(source)) for source in planned.sources),
+    ]
+    if planned.wheels and planned.python:
+        rows += [("wheels", f"{planned.wheels}, Python {planned.python.version}, glibc {planned.python.glibc}")]
+    if planned.device and planned.parallel and (held := study.memory):
+        count = planned.parallel.world_size * planned.parallel.replicas
+        rows += [("layout", f"{layout_line(planned.parallel)} on {count} × {planned.device.name}")]
+        once = f"; {held.sequences} of {held.context} tokens at once" if held.sequences is not None else ""
+        room = f", of {held.budget / GIB:.1f} GiB a device{once}" if held.budget else ""
+        rows += [("memory", f"{held.weights / GIB:.1f} GiB of weights, {held.kv_one / GIB:.2f} GiB a sequence{room}")]
+    rows += [("serve", " ".join(engine_named(planned.engine).command(planned)))]
+    if planned.accuracy:
+        rows += [("questions", f"{planned.accuracy.questions}, margin {100 * planned.accuracy.margin:g} points")]
+    rows += [("compared with", planned.reference or "nothing")]
+    table = bare()
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def base_line(planned: Plan) -> str:
+    """Return where the lowest layers come from, in a few words."""
+    base = planned.base
+    if isinstance(base, Unknown):
+        return f"unknown: {base.unknown}"
+    if base.access is not None:
+        name = base.access.name if isinstance(base.access.name, str) else "an image"
+        return f"{name}, not pinned: {base.access.contact}"
+    return base.image or f"Debian {base.bootstrap.suite if base.bootstrap else ''}, made here"
+
+
+def source_line(source: Wheel | GitSource) -> str:
+    """Return what a source is and what is changed in it, in a few words."""
+    if isinstance(source, Wheel):
+        return source.wheel + (f", patched by {source.patches}" if source.patches else "")
+    commit = source.commit[:12] if isinstance(source.commit, str) else "commit unknown"
+    patch = source.patches or (source.vendor_patch and f"{source.vendor_patch.device_type}/{source.vendor_patch.commit_id}")
+    return f"{source.name} {source.tag or source.branch or ''} {commit}".replace("  ", " ") + (
+        f", patched by {patch}" if patch else ""
+    )

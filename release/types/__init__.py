@@ -1,0 +1,60 @@
+"""The words of the house as frozen types: chip, model, cell, plan, verdict. Nothing here does anything."""
+
+from release.types.cell import (
+    Accuracy,
+    Arm,
+    CellFile,
+    Conflict,
+    GitSource,
+    Parallel,
+    Reported,
+    Score,
+    Serve,
+    Source,
+    Trial,
+    VendorPatch,
+    Weights,
+    Wheel,
+)
+from release.types.chip import Access, Base, Bootstrap, Chip, Container, Device, Host, Python, Rule, Tool, When
+from release.types.model import Architecture, Checkpoint, Experts, Hub, LatentAttention, Model
+from release.types.plan import Concern, Plan
+from release.types.verdict import State, Status, Verdict, state_of
+from release.types.words import (
+    CELL,
+    COMMIT,
+    ENV_NAME,
+    IMAGE,
+    JSON,
+    PRECISIONS,
+    RELATIVE,
+    SECRET,
+    SHA256,
+    SIZE,
+    SLUG,
+    Argument,
+    ByteSize,
+    Digest,
+    Dtype,
+    Environment,
+    Frozen,
+    ImageReference,
+    Precision,
+    RelativePath,
+    Slug,
+    Unknown,
+    dump,
+    kebab,
+    split_cell,
+    tag_of,
+    tuples,
+)
+
+__all__ = [
+    "CELL", "COMMIT", "ENV_NAME", "IMAGE", "JSON", "PRECISIONS", "RELATIVE", "SECRET", "SHA256", "SIZE", "SLUG", "Access", "Accuracy",
+    "Architecture", "Argument", "Arm", "Base", "Bootstrap", "ByteSize", "CellFile", "Checkpoint", "Chip", "Concern", "Conflict",
+    "Container", "Device", "Digest", "Dtype", "Environment", "Experts", "Frozen", "GitSource", "Host", "Hub", "ImageReference",
+    "LatentAttention", "Model", "Parallel", "Plan", "Precision", "Python", "RelativePath", "Reported", "Rule", "Score", "Serve",
+    "Slug", "Source", "State", "Status", "Tool", "Trial", "Unknown", "VendorPatch", "Verdict", "Weights", "Wheel", "When", "dump", "kebab",
+    "split_cell", "state_of", "tag_of", "tuples",
+]  # fmt: skip

@@ -1,0 +1,240 @@
+"""A cell as types: what serves a model on a chip in a precision, from which sources, with which arguments, and what others reported of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from release.types.chip import Access, Base, Container
+from release.types.words import (
+    Argument,
+    ByteSize,
+    Commit,
+    Digest,
+    Dtype,
+    Environment,
+    Frozen,
+    RelativePath,
+    Repository,
+    Slug,
+    Unknown,
+    Version,
+    matching,
+)
+
+
+class Wheel(Frozen):
+    """A package whose code the release changes or must pin by itself: a wheel by digest, and the patch set for it."""
+
+    wheel: Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+"), "a pin of the form name==version")]
+    sha256: Digest
+    patches: RelativePath | None = None
+
+    @property
+    def name(self) -> str:
+        """The distribution's name."""
+        return self.wheel.split("==")[0]
+
+    @property
+    def version(self) -> str:
+        """The distribution's version."""
+        return self.wheel.split("==")[1]
+
+
+class VendorPatch(Frozen):
+    """A vendor's patch inside the source's own repository, in FlagScale's layout: `hardware/<device-type>/<commit-id>/`.
+
+    `base` is the commit that it changes, `sha256` the patch file's digest; `key` names the owner of the key of an encrypted one.
+    """
+
+    format: Literal["flagscale"]
+    device_type: Annotated[str, matching(re.compile(r"[A-Za-z0-9]+_[A-Za-z0-9]+"), "a device type such as bi_V150")]
+    commit_id: Annotated[str, matching(re.compile(r"[0-9a-f]{7,40}"), "a commit id")]
+    base: Commit | Unknown
+    sha256: Digest | Unknown
+    encrypted: bool = False
+    contact: str = ""
+
+
+class GitSource(Frozen):
+    """A repository at a full commit, unpatched or with a patch set; `install` are the folders in it that become packages, in order.
+
+    `tag` or `branch` is the name that people use for the commit: it was resolved once, and a moved one is an error.
+    """
+
+    name: Slug
+    repository: Repository
+    commit: Commit | Unknown
+    tag: str | None = None
+    branch: str | None = None
+    tree: Commit | None = None
+    submodules: dict[RelativePath, Commit] = {}
+    patches: RelativePath | None = None
+    vendor_patch: VendorPatch | None = None
+    install: tuple[str, ...] = ()
+
+
+def _kind(value: Any) -> str:
+    there = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "git" if "repository" in there else "wheel"
+
+
+Source = Annotated[Annotated[Wheel, Tag("wheel")] | Annotated[GitSource, Tag("git")], Discriminator(_kind)]
+
+
+class Serve(Frozen):
+    """How the engine is started: its arguments (as its own command line spells them), environment, port, patience in seconds.
+
+    `memory` bounds the container's host memory; `path` is where the weights lie inside it.
+    """
+
+    args: dict[str, Argument] = {}
+    env: Environment = {}
+    port: int = Field(default=8000, ge=1, le=65535)
+    memory: ByteSize | None = None
+    ready_within: int = Field(default=600, gt=0)
+
+
+class Parallel(Frozen):
+    """How the model is laid over devices: tensor × pipeline parallel make one replica."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1)
+
+    @property
+    def world_size(self) -> int:
+        """Devices of one replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class Weights(Frozen):
+    """How the checkpoint is brought into the cell's precision.
+
+    `tool` makes it (`release` for conversions of our own), by the `commands` of the vendor's papers with `$SRC` and `$DST` in them;
+    `config` are edits of config.json, `split` is the tensor parallel size that a sparse checkpoint was cut for, `block` the side of a
+    quantisation block or group, `access` how to get ready-made ones.
+    """
+
+    tool: str = "release"
+    version: Version | Unknown | None = None
+    type: str | None = None
+    commands: tuple[tuple[str, ...], ...] = ()
+    env: Environment = {}
+    config: dict[str, Any] = {}
+    packages: dict[str, Version] = {}
+    split: int | None = Field(default=None, ge=1)
+    block: int | None = Field(default=None, ge=1)
+    build: dict[str, Any] = {}
+    calibration: tuple[str, ...] = ()
+    access: Access | None = None
+    note: str = ""
+
+
+class Accuracy(Frozen):
+    """A question set and the rule of its verdict.
+
+    `margin` is the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points).
+    """
+
+    questions: RelativePath
+    sha256: Digest
+    grader: Literal["final-integer"]
+    margin: float = Field(gt=0, lt=1)
+    max_tokens: int = Field(gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    seed: int = 0
+    concurrency: int = Field(default=32, ge=1, le=1024)
+
+
+class Trial(Frozen):
+    """An accuracy or performance run that the engine brings with it: a data set by the engine's name, or pairs of input and output tokens."""
+
+    dataset: str | None = None
+    cases: tuple[tuple[int, int], ...] = ()
+    batch: int = Field(default=1, ge=1)
+    env: Environment = {}
+
+
+class Score(Frozen):
+    """One row of a table that someone else published: both figures as printed, in percent or as a share."""
+
+    benchmark: str
+    candidate: float
+    reference: float
+    unit: Literal["percent", "share"] = "percent"
+
+
+class Reported(Frozen):
+    """A table that someone else published: shown as `reported`, never mixed with what was measured here."""
+
+    source: str
+    candidate: str
+    reference: str
+    scores: tuple[Score, ...] = Field(min_length=1)
+
+
+class Conflict(Frozen):
+    """Where a vendor's papers contradict themselves or the arithmetic: kept as data, and said by every plan."""
+
+    says: str
+    but: str
+    source: str
+
+
+class Arm(Frozen):
+    """What differs for one precision (and variant) of a cell file. What is not said is taken from the file."""
+
+    reference: str | None = None
+    engine: Slug | None = None
+    device: Slug | None = None
+    dtype: Dtype | None = None
+    base: Base | Unknown | None = None
+    sources: tuple[Source, ...] | None = None
+    wheels: RelativePath | None = None
+    packages: dict[str, Version | Unknown] = {}
+    serve: Serve = Serve()
+    parallel: Parallel | None = None
+    world_sizes: tuple[int, ...] | None = None
+    engine_config: dict[str, Any] = {}
+    weights: Weights | None = None
+    features: tuple[Slug, ...] = ()
+    trials: tuple[Trial, ...] | None = None
+    reported: tuple[Reported, ...] | None = None
+    conflicts: tuple[Conflict, ...] = ()
+    note: str = ""
+
+
+class CellFile(Frozen):
+    """One file of matrix/cells: what all precisions of a chip × model share, and what differs for each.
+
+    `world-sizes` are those that the vendor lists; `parallel` is the layout to serve with (chosen by the plan where it is not said); `packages`
+    are versions known to be in the base image; `engine-config` is what the engine's files want beside its arguments; `documents` are the papers
+    that the facts come from.
+    """
+
+    chip: Slug
+    model: Slug
+    engine: Slug
+    device: Slug | None = None
+    base: Base | Unknown | None = None
+    sources: tuple[Source, ...] = ()
+    wheels: RelativePath | None = None
+    packages: dict[str, Version | Unknown] = {}
+    container: Container | None = None
+    serve: Serve = Serve()
+    parallel: Parallel | None = None
+    world_sizes: tuple[int, ...] = ()
+    engine_config: dict[str, Any] = {}
+    features: tuple[Slug, ...] = ()
+    adapters: dict[str, str] = {}
+    weights: Weights | None = None
+    accuracy: Accuracy | None = None
+    trials: tuple[Trial, ...] = ()
+    reported: tuple[Reported, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    documents: tuple[str, ...] = ()
+    note: str = ""
+    cells: dict[str, Arm] = Field(min_length=1)
