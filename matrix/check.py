@@ -20,8 +20,11 @@ SECRET_ARGUMENT: Final = re.compile(r"(^|[-_])(api[-_]?key|token|secret|password
 RESERVED_ARGUMENTS: Final = {
     "host": "the container's contract decides",
     "port": "the port is serve.port",
-    "tensor-parallel-size": "write parallel.tensor-parallel-size",
-    "pipeline-parallel-size": "write parallel.pipeline-parallel-size",
+    "model": "the weights lie at /model",
+    "model-path": "the weights lie at /model",
+    **dict.fromkeys(("tensor-parallel-size", "tp", "tp-size"), "write parallel.tensor-parallel-size"),
+    **dict.fromkeys(("pipeline-parallel-size", "pp", "pp-size"), "write parallel.pipeline-parallel-size"),
+    **dict.fromkeys(("nnodes", "node-rank"), "the hosts follow from parallel and the chip's per-host"),
 }
 FLOATS: Final[dict[str, Dtype]] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
@@ -61,7 +64,6 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
             f"{parse.locate(path, 'cells', arm_name)}: chip {chip.id} does not compute in {name}",
             next_step=f"chip {chip.id} offers {', '.join(chip.precisions)}",
         )
-    precision = chip.precisions[chip.precisions.index(name)]
     base = arm.base or file.base or chip.base
     if base is None:
         raise MatrixError(f"{path}:1: base: neither the cell nor chip {chip.id} says it")
@@ -75,13 +77,13 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
         chip=chip,
         device=_device(chip, asked, arm.device or file.device, path),
         model=model,
-        precision=precision,
+        precision=chip.precisions[chip.precisions.index(name)],
         dtype=arm.dtype or FLOATS.get(name, chip.dtypes[0]),
         variant=variant or None,
         engine=arm.engine or file.engine,
         base=base,
         python=chip.python,
-        container=file.container or chip.container,
+        container=arm.container or file.container or chip.container,
         sources=file.sources if arm.sources is None else arm.sources,
         wheels=wheels,
         wheels_sha256=_digest(matrix, wheels, path) if wheels else None,

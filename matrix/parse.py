@@ -23,7 +23,12 @@ FLOAT: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 PLAIN: Final = re.compile(rf"true|false|{FLOAT.pattern}")
 
-LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""One that resolves no types: `_scalar` does, and half as many patterns are tried."""
+CLEVER: Final = re.compile(r"[&*!]")
+"""Without one of these characters a text has no anchor, alias or tag."""
+PLAIN_DEPTH: Final = 1000
+"""Levels that PyYAML's recursion surely survives; how deep a file really is, is found out afterwards."""
 MESSAGE_LIMIT: Final = 300
 """Characters that a complaint has at most: a value of a megabyte is no help to anyone."""
 WANTED: Final = {
@@ -70,11 +75,30 @@ def document(path: Path) -> tuple[Any, dict[Place, int]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise MatrixError(f"{path}: cannot be read: {problem}") from problem
+    return _parsed(path, text)
+
+
+def plain(data: bytes, name: str) -> Any:
+    """Return the content of somebody else's YAML file, called `name` in complaints, under the same rules. Raises MatrixError."""
+    if len(data) > SIZE_LIMIT:
+        raise MatrixError(f"{name}: is larger than {SIZE_LIMIT} bytes")
+    try:
+        return _parsed(Path(name), data.decode("utf-8"))[0]
+    except UnicodeDecodeError as problem:
+        raise MatrixError(f"{name}: cannot be read: {problem}") from problem
+
+
+def _parsed(path: Path, text: str) -> tuple[Any, dict[Place, int]]:
     lines: dict[Place, int] = {}
     try:
-        _refuse_cleverness(path, text)
-        node = yaml.compose(text, Loader=LOADER)
-        return _value(path, node, (), lines), lines
+        if not _is_plain(text):
+            _refuse_cleverness(path, text)
+            return _value(path, yaml.compose(text, Loader=LOADER), (), lines), lines
+        try:
+            return _value(path, yaml.compose(text, Loader=LOADER), (), lines), lines
+        except (MatrixError, yaml.YAMLError):
+            _refuse_cleverness(path, text)  # the first of several complaints, in the order of the lines
+            raise
     except yaml.YAMLError as problem:
         raise MatrixError(f"{path}:{_line_of(problem, text)}: {_reason_of(problem)}") from problem
 
@@ -88,6 +112,16 @@ def _line_of(problem: yaml.YAMLError, text: str) -> int:
 
 def _reason_of(problem: yaml.YAMLError) -> str:
     return str(getattr(problem, "problem", None) or getattr(problem, "reason", None) or problem).splitlines()[0]
+
+
+def _is_plain(text: str) -> bool:
+    """Say whether a text needs no look at its events: no character of an anchor, alias or tag, and no room for much depth.
+
+    A level takes a bracket, or a column further to the right, of which one may hold a mapping and a sequence in it.
+    """
+    if CLEVER.search(text):
+        return False
+    return 2 * max(map(len, text.splitlines()), default=0) + text.count("[") + text.count("{") < PLAIN_DEPTH
 
 
 def _refuse_cleverness(path: Path, text: str) -> None:
@@ -112,6 +146,8 @@ def _value(path: Path, node: yaml.Node | None, place: Place, lines: dict[Place, 
     lines[place] = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node)
+    if len(place) >= DEPTH_LIMIT:
+        raise MatrixError(f"{path}:{lines[place]}: is nested deeper than {DEPTH_LIMIT} levels")
     if isinstance(node, yaml.SequenceNode):
         return tuple(_value(path, item, (*place, number), lines) for number, item in enumerate(node.value))
     assert isinstance(node, yaml.MappingNode)

@@ -322,3 +322,24 @@ def test_no_line_of_a_sound_file_can_be_spoilt_into_a_crash(tmp_path: Path, data
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     with contextlib.suppress(MatrixError):
         parse.read(path, kind)
+
+
+def test_a_document_of_others_is_read_as_strictly() -> None:
+    assert parse.plain(b"commit: 0cd3bbc6\nbackends_version: {vllm: 0.8.3}\nmodels:\n- qwen3\ncontact: ''\n", "diff.yaml") == {
+        "commit": "0cd3bbc6",
+        "backends_version": {"vllm": "0.8.3"},
+        "models": ("qwen3",),
+        "contact": "",
+    }
+    for data, complaint in {
+        b"a: &x 1\nb: *x\n": "diff.yaml:1: anchors and aliases",
+        b"a: !!python/name:os.system ''\n": "diff.yaml:1: the tag",
+        b"a: 1\na: 2\n": "diff.yaml:2: a: the key is there twice",
+        b"\xff": "diff.yaml: cannot be read",
+        b"": "diff.yaml: is empty",
+        b"[" * 60: "diff.yaml:1: ",
+        b" " * (parse.SIZE_LIMIT + 1): "diff.yaml: is larger than",
+    }.items():
+        with pytest.raises(MatrixError) as caught:
+            parse.plain(data, "diff.yaml")
+        assert str(caught.value).startswith(complaint)
