@@ -23,6 +23,8 @@ FOLDER_WORD: Final = re.compile(r"\$PWD/[A-Za-z0-9._/:-]+|\$(?:SRC|DST|IMAGE)(?:
 BLOCK: Final = re.compile(r"\s*(?P<number>[0-9]*)(?P<sign>[#>+*=~`_:|.)\[-])")
 """What may begin a block of Markdown other than a paragraph: heading, quote, list, rule, fence, table, definition."""
 SPAN: Final = re.compile(r"[^`|<>&\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+ARM: Final = re.compile(r"[a-z0-9._-]+~[a-z0-9._-]+")
+"""Precision and variant: a tilde inside a word is left alone by every shell (POSIX 2.6.1)."""
 FENCE: Final = re.compile(r"`{3,}")
 UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 SWITCHES: Final = ("--rm", "--init", "--read-only", "--privileged")
@@ -87,7 +89,7 @@ def shell_line(argv: Sequence[str], width: int = 100) -> str:
     """
     groups: list[str] = []
     for number, word in enumerate(argv):
-        text = f'"{word}"' if FOLDER_WORD.fullmatch(word) else shlex.quote(word)
+        text = f'"{word}"' if FOLDER_WORD.fullmatch(word) else word if ARM.fullmatch(word) else shlex.quote(word)
         value = number and argv[number - 1].startswith("--") and not word.startswith("-") and argv[number - 1] not in SWITCHES
         if value:
             groups[-1] += f" {text}"
@@ -111,6 +113,13 @@ def markdown_cell(value: object) -> str:
     for sign, reference in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("\\", "&#92;")):
         text = text.replace(sign, reference)
     return text
+
+
+def shell_word(value: str) -> str:
+    """Return `value` as one word of a shell line in a Dockerfile. Raises TemplateError for what cannot stand on one line."""
+    if CONTROL.search(value):
+        raise TemplateError(f"{value!r} has a control character: it cannot stand in a Dockerfile")
+    return shlex.quote(value)
 
 
 def yaml_scalar(value: object) -> str:
@@ -164,6 +173,7 @@ def _environment() -> jinja2.Environment:
         "gib": lambda number: f"{number / (1 << 30):.1f} GiB",
         "kib": lambda number: f"{number / (1 << 10):.1f} KiB",
         "yaml": yaml_scalar,
+        "shell_word": lambda value: shell_word(str(value)),
     }
     environment.filters |= filters
     return environment

@@ -283,6 +283,7 @@ def tables(card: str) -> list[list[list[str]]]:
 
 def test_the_card_is_the_golden_one(golden: Golden) -> None:
     golden("card.md", render_card(record()))
+    golden("card_zh.md", render_card(record(), "zh"))
 
 
 def test_the_front_matter_is_what_model_hubs_read() -> None:
@@ -296,7 +297,7 @@ def test_the_front_matter_is_what_model_hubs_read() -> None:
 
 def test_every_number_of_the_cards_tables_is_the_records() -> None:
     made = record()
-    facts, results, checks, built, checkpoint, weights, wheels, evidence = tables(render_card(made))
+    facts, results, checks, _, _, _, built, checkpoint, weights, wheels, evidence, _ = tables(render_card(made))
     assert ["Image", f"`{made['image']['manifest']['digest']}`"] in facts
     assert ["Image id", f"`{made['image']['config']}`"] in facts
     assert results == [
