@@ -25,7 +25,7 @@ lint: $(VENV)/.test
 	@.ci/types $(VENV)
 
 golden: $(VENV)/.test
-	@$(VENV)/bin/pytest -q tests/templates --golden
+	@$(VENV)/bin/pytest -q tests/templates tests/builders tests/publish --golden
 
 $(VENV)/.demo: pyproject.toml .ci/constraints.txt
 	@.ci/environment $(PYTHON) $(VENV) .

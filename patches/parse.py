@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from release.errors import PatchError
 
-INFLATED_LIMIT: Final = 1 << 30
-"""Bytes that one binary file in a patch may unfold to."""
+INFLATED_LIMIT: Final = 256 << 20
+"""Bytes that the binary files of one patch may unfold to, together: git holds them in memory."""
+HUNK_LIMIT: Final = 50_000
+"""Hunks that one patch may have. The largest patches of vendors have a few thousand."""
 HEADER_LIMIT: Final = 16 << 10
 """Bytes of a line `diff --git`: two quoted paths fit."""
 
@@ -25,24 +28,37 @@ HUNK: Final = re.compile(rb"@@ -[0-9]{1,9}(?:,(?P<old>[0-9]{1,9}))? \+[0-9]{1,9}
 BINARY: Final = re.compile(rb"(?P<kind>literal|delta) (?P<size>[0-9]{1,15})")
 BASE85: Final = re.compile(rb"[A-Za-z](?:[0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{5})+")
 MODES: Final = (b"100644", b"100755")
+VENDOR_MODES: Final = (b"120000", b"160000")
 REFUSED_MODES: Final = {b"120000": "a symbolic link", b"160000": "a submodule", b"040000": "a folder"}
 ESCAPES: Final = dict(zip(b'abtnvfr"\\', b'\a\b\t\n\v\f\r"\\', strict=True))
 REMAKE: Final = "make the patch again with `git format-patch --binary` and put its digest into the series"
+REFUSE: Final = (
+    "do not use it: ask the vendor what it is for, and for a patch that `git format-patch --binary` makes from a sound tree"
+)
+INVISIBLE: Final = dict.fromkeys((*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF))
+"""Characters that HFS+ leaves out of names (git's utf8.c)."""
+DEVICES: Final = frozenset(("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))))
+"""Names that are devices on Windows, with any ending."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a patch does to one file: its path before (None: created) and after (None: deleted), and its hunks' header lines."""
+    """What a patch does to one file: its path before (None: created) and after (None: deleted), and its hunks' header lines.
+
+    `modes` are the modes that it has or gets where they are not those of a plain file: 120000 a link, 160000 a submodule.
+    """
 
     old: str | None
     new: str | None
     hunks: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
 
 
 def path_fault(path: str) -> str:
     """Return why `path` must not be written inside a tree, or an empty string where nothing is wrong with it.
 
-    Good paths are relative, in normal form, without backslashes and control characters, and never reach into a `.git`.
+    Good paths are relative, in normal form, without backslashes and control characters, name no device of Windows, and never
+    reach into a `.git`, as Linux, NTFS or HFS+ would read it.
     """
     parts = path.split("/")
     encoded = path.encode("utf-8", "surrogateescape")
@@ -53,31 +69,41 @@ def path_fault(path: str) -> str:
         "has a control character": any(ord(char) < 32 or ord(char) == 127 for char in path),
         "leaves the tree with '..'": ".." in parts,
         "is not in normal form": "" in parts or "." in parts,
-        "reaches into a .git": any(part.rstrip(" .").casefold() in (".git", "git~1") for part in parts),
+        "reaches into a .git": any(_plain(part) in (".git", "git~1") for part in parts),
+        "names a device": any(_plain(part).split(".")[0].rstrip() in DEVICES for part in parts),
         "is too long": len(encoded) > 4095 or any(len(part) > 255 for part in encoded.split(b"/")),
     }
     return next((fault for fault, found in faults.items() if found), "")
 
 
-def changes_in(content: bytes, where: str) -> tuple[Change, ...]:
+def _plain(part: str) -> str:
+    """Return a part of a path as the least exact filesystem compares it: no case, stream, trailing blanks and dots, or HFS+ filler."""
+    return part.translate(INVISIBLE).split(":", 1)[0].rstrip(" .").casefold()
+
+
+def changes_in(content: bytes, where: str, *, vendor: bool = False, submodules: Collection[str] = ()) -> tuple[Change, ...]:
     """Return what a patch changes, read as `git apply -p1` reads it; text around the diffs (a mail, a commit message) is skipped.
 
     Raises PatchError for absolute paths, `..`, `.git`, backslashes, symbolic links, submodules, binary changes without data or
-    with too much of it, merges, diffs that are not in git's form, broken hunks, and for a patch without any change.
+    with too much of it, too many hunks, merges, diffs that are not in git's form, broken hunks, and a patch without any change.
+    The patch of a `vendor`, whose tree is taken as it is, may have links (where they lead is for the one who applies it to look
+    at), paths that are not UTF-8 (they come as surrogates), and the `submodules` that were announced.
     Format: git's Documentation/diff-generate-patch.txt and apply.c.
     """
-    return _Parser(content, where).changes()
+    return _Parser(content, where, vendor, submodules).changes()
 
 
 class _Parser:
     """A cursor over the lines of one patch. It understands less than git does, and refuses the rest."""
 
-    def __init__(self, content: bytes, where: str) -> None:
+    def __init__(self, content: bytes, where: str, vendor: bool, submodules: Collection[str]) -> None:
         self._lines: Sequence[bytes] = content.split(b"\n")
         if self._lines[-1] == b"":
             self._lines = self._lines[:-1]
         self._at = 0
-        self._where = where
+        self._where, self._vendor, self._submodules = where, vendor, submodules
+        self._special: set[str] = set()
+        self._hunks = self._inflated = 0
 
     def changes(self) -> tuple[Change, ...]:
         found: list[Change] = []
@@ -99,6 +125,7 @@ class _Parser:
     def _change(self) -> Change:
         header = self._next()[len(GIT_HEADER) :]
         start = self._at
+        self._special = set()
         modes, moves = self._extended_header()
         old = new = None
         names = (self._peek() or b"").startswith(b"--- ")
@@ -122,7 +149,9 @@ class _Parser:
             self._binary()
         if self._at == start:
             self._refuse("a line `diff --git` is followed by no change")
-        return Change(old, new, tuple(hunks))
+        if "160000" in self._special and (strange := {old, new} - {None, *self._submodules}):
+            self._refuse(f"path {strange.pop()!r} is a submodule that was not announced")
+        return Change(old, new, tuple(hunks), tuple(sorted(self._special)))
 
     def _extended_header(self) -> tuple[set[bytes], tuple[str, str] | None]:
         """Read the lines after `diff --git`; return which lines on modes there are, and the two ends of a rename or copy."""
@@ -144,7 +173,9 @@ class _Parser:
         return modes, (ends[b"from"], ends[b"to"]) if ends else None
 
     def _mode(self, mode: bytes) -> None:
-        if mode not in MODES:
+        if self._vendor and mode in VENDOR_MODES:
+            self._special.add(mode.decode())
+        elif mode not in MODES:
             what = REFUSED_MODES.get(mode, "not a mode that a patch may set")
             self._refuse(f"mode {mode.decode('ascii', 'replace')!r} is {what}; plain files, 100644 and 100755, are accepted")
 
@@ -168,7 +199,7 @@ class _Parser:
 
     def _agree(self, header: bytes, old: str | None, new: str | None, modes: set[bytes], moves: tuple[str, str] | None) -> None:
         """Refuse a section whose lines name different files, so that nobody can read it in two ways."""
-        wanted = (b"a/" + (old or new or "").encode(), b"b/" + (new or old or "").encode())
+        wanted = (b"a/" + os.fsencode(old or new or ""), b"b/" + os.fsencode(new or old or ""))
         told = {b"new file mode": old is None, b"deleted file mode": new is None}
         if (
             wanted not in self._splits(header)
@@ -208,7 +239,7 @@ class _Parser:
 
     def _path(self, name: bytes, prefix: bytes = b"") -> str:
         try:
-            path = name.removeprefix(prefix).decode()
+            path = name.removeprefix(prefix).decode(errors="surrogateescape" if self._vendor else "strict")
         except UnicodeDecodeError:
             self._refuse(f"path {name!r} is not UTF-8")
         if fault := path_fault(path) or ("" if name.startswith(prefix) else f"does not begin with {prefix.decode()}"):
@@ -222,6 +253,9 @@ class _Parser:
         if not match:
             self._refuse("the header of a hunk is broken")
         self._at += 1
+        self._hunks += 1
+        if self._hunks > HUNK_LIMIT:
+            self._refuse(f"it has more than {HUNK_LIMIT} hunks")
         old, new = int(match["old"] or 1), int(match["new"] or 1)
         if not old and not new:
             self._refuse("a hunk is empty")
@@ -261,8 +295,9 @@ class _Parser:
         size = int(match["size"])
         if match["kind"] == b"delta":
             size = max(size, self._delta_target(self._lines[start : self._at - 1]))
-        if size > INFLATED_LIMIT:
-            self._refuse(f"a binary change unfolds to {size} bytes; at most {INFLATED_LIMIT} are accepted")
+        self._inflated += size
+        if self._inflated > INFLATED_LIMIT:
+            self._refuse(f"a binary change unfolds to {size} bytes; at most {INFLATED_LIMIT} are accepted in one patch")
         return True
 
     def _delta_target(self, lines: Sequence[bytes]) -> int:
@@ -294,4 +329,4 @@ class _Parser:
 
     def _refuse(self, why: str, back: int = 0) -> NoReturn:
         line = min(self._at - back, len(self._lines) - 1) + 1
-        raise PatchError(f"patch refused at line {line}: {why}", where=self._where, next_step=REMAKE)
+        raise PatchError(f"patch refused at line {line}: {why}", where=self._where, next_step=REFUSE if self._vendor else REMAKE)

@@ -102,6 +102,23 @@ def build(
     return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
 
 
+def unpatch_cell(house: House, cell: str, into: Path | None) -> list[JSON]:
+    """Run the build of a cell up to its restored sources, and return what they are; copy them into `into` if one is given."""
+    build(house, cell, until="unpatch")
+    output = house.store.get(house.graph(cell, "unpatch").of[cell, "unpatch"])
+    found: list[JSON] = json.loads((output / "git.json").read_bytes())
+    for source in found:
+        lies = output / "sources" / source["name"]
+        if into is not None:
+            target = (into / source["name"]).absolute()
+            if target.exists():
+                raise UsageError(f"{target} is there already", next_step="give another folder with --into")
+            shutil.copytree(lies, target, symlinks=True)
+            lies = target
+        source["folder"] = str(lies)
+    return found
+
+
 def import_base(house: House, archive: Path) -> JSON:
     """Take a docker-archive into the store as a base image, and return its digest, tags and layers. Raises StageError."""
     from release.builders.base import import_base

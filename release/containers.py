@@ -175,7 +175,7 @@ def run_command(
     `publish` is host:port:port (left out on the host's own network), `weights` the host folder that becomes /model, read-only. The
     container has a read-only root, no capabilities and no way to gain privileges, unless the chip's container contract says privileged.
     """
-    line = ["docker", "run", *extra, "--read-only", "--tmpfs", "/tmp"]
+    line = ["docker", "run", *extra, "--read-only", "--tmpfs", "/tmp:exec" if container.exec_tmp else "/tmp"]
     line += ["--init"] if container.init else []
     line += ["--privileged"] if container.privileged else ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     for option in container.security_opt:

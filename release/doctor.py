@@ -12,9 +12,9 @@ from typing import Final, Literal
 from release import processes
 from release.errors import EngineError
 from release.hardware import Found, older, probe
-from release.matrix.check import Asked, plan_of
+from release.house import House
+from release.matrix.check import Asked
 from release.matrix.load import Matrix
-from release.matrix.rules import refused
 from release.types import Base, Chip, Unknown, split_cell
 
 DISK: Final = 12e9
@@ -108,16 +108,16 @@ def _chips(matrix: Matrix) -> list[Finding]:
     return found
 
 
-def examine_chip(matrix: Matrix, name: str) -> list[Finding]:
+def examine_chip(house: House, name: str) -> list[Finding]:
     """Return findings about this host as one of a chip: tool, driver, devices, mounts, software, and the cells that fit what is here."""
-    chip = matrix.chip(name)
+    chip = house.matrix.chip(name)
     found = probe(chip.host.tool) if chip.host.tool else None
     return [
         *_tool(chip, found),
         *_paths("device", [path.split(":")[0] for path in chip.container.devices]),
         *_paths("mount", [path.split(":")[0] for path in chip.container.mounts]),
         *(Finding(what, "note", f"wanted: {_said(version)}", "this tool cannot ask for it") for what, version in chip.host.software.items()),
-        *_fitting(matrix, chip, found),
+        *_fitting(house, chip, found),
     ]
 
 
@@ -159,18 +159,18 @@ def _said(version: object) -> str:
     return f"unknown ({version.unknown})" if isinstance(version, Unknown) else str(version)
 
 
-def _fitting(matrix: Matrix, chip: Chip, found: Found | None) -> list[Finding]:
+def _fitting(house: House, chip: Chip, found: Found | None) -> list[Finding]:
     """Return one finding a cell: whether it starts on the devices that are here, and with which image."""
     if chip.devices and (found is None or not found.devices):
         return [Finding("cells", "note", "no device here, so nothing can be said of what fits")]
     asked = Asked(memory=found.gib, devices=len(found.devices)) if found else Asked()
     findings = []
-    for cell, _ in matrix.cells():
+    for cell, _ in house.matrix.cells():
         if split_cell(cell)[0] != chip.id:
             continue
-        plan = plan_of(matrix, cell, asked)
-        wrong = refused(plan)
+        study = house.study(cell, asked)
+        plan, wrong = study.plan, study.refusal
         base = (plan.base.image or (plan.base.bootstrap and "made here")) if isinstance(plan.base, Base) else None
         fits = Finding(cell, "ok", f"fits; base image: {base or 'not pinned yet'}")
-        findings.append(Finding(cell, "note", f"does not fit: {wrong}") if wrong else fits)
+        findings.append(Finding(cell, "note", f"does not fit: {wrong.message}") if wrong else fits)
     return findings

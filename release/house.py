@@ -14,6 +14,7 @@ from release.matrix.check import Asked, plan_of, precision_for, problems
 from release.matrix.layout import Choice, choose
 from release.matrix.load import Matrix
 from release.matrix.memory import Memory, memory_of
+from release.matrix.nearest import nearest
 from release.matrix.rules import concerns
 from release.pipeline import Graph, changes, graph, is_valid
 from release.stages import STAGES
@@ -70,7 +71,10 @@ class House:
             if choice.best:
                 plan = plan.model_copy(update={"parallel": choice.best.parallel})
         memory = memory_of(plan, plan.parallel) if plan.parallel and plan.device else None
-        return Study(plan, choice, memory, concerns(plan))
+        found = concerns(plan)
+        if choice and not choice.best:
+            found = (Concern(rule="layout", severity="refuse", message=choice.why), *found)
+        return Study(plan, choice, memory, found)
 
     def plan(self, cell: str, asked: Asked | None = None) -> Plan:
         """Return the plan of a cell id. Raises MatrixError or UsageError where there is none, or the rules refuse it."""
@@ -81,7 +85,9 @@ class House:
     def refuse(self, study: Study) -> None:
         """Raise MatrixError with the reason and the nearest cell that would work, if a rule refuses the plan."""
         if refusal := study.refusal:
-            raise MatrixError(f"{study.plan.cell}: {refusal.message}", next_step=refusal.next_step)
+            others = nearest(study.plan, lambda: (plan_of(self.matrix, cell) for cell, _ in self.matrix.cells()))
+            step = "\n".join(filter(None, (refusal.next_step, others)))
+            raise MatrixError(f"{study.plan.cell}: {refusal.message}", next_step=step)
 
     def studies(self, asked: Asked | None = None) -> Iterator[Study]:
         """Yield what there is to say about every cell."""

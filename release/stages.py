@@ -91,8 +91,8 @@ def reads_render(plan: Plan, matrix: Matrix) -> JSON:
         "template": engine.TEMPLATE,
         "templates": {name: digest(text) for name, text in sources(engine.TEMPLATE).items()},
         "files": engine.files(plan),
-        "sources": [{"name": source.name, "install": source.install} for source in git_sources(plan)],
-        "packages": plan.weights.packages if plan.weights else {},
+        "sources": [{"name": source.name, "install": source.install, "env": source.env} for source in git_sources(plan)],
+        "packages": {name: version for name, version in plan.packages.items() if isinstance(version, str)},
     }
 
 
@@ -113,6 +113,7 @@ def image(work: Work) -> str:
         engine,
         rendered=work.inputs["render"],
         wheels=[work.inputs["wheels"] / "wheels", work.inputs["unpatch"] / "wheels"],
+        sources=work.inputs["unpatch"] / "sources",
         labels=work.result("render", "labels.json"),
         base=base_facts,
         epoch=work.reads["epoch"],
@@ -133,21 +134,24 @@ def reads_image(plan: Plan, matrix: Matrix) -> JSON:
 
 
 def card(work: Work) -> str:
-    """Write the record, and the card from the record."""
+    """Write the record, and the card in both languages from the record."""
     from release.publish.card import render_card
-    from release.publish.record import assemble
+    from release.publish.record import CARDS, assemble
 
     record = assemble(work)
     work.write("release.json", record)
-    (work.out / "README.md").write_text(render_card(record), encoding="utf-8")
+    for language, name in CARDS.items():
+        (work.out / name).write_text(render_card(record, language), encoding="utf-8")
     return f"{record['state']}"
 
 
 def reads_card(plan: Plan, matrix: Matrix) -> JSON:
     """The whole plan, and the card's templates."""
+    from release.publish.card import PARTS, TEMPLATES
     from release.templates.render import sources
 
-    return {"plan": dump(plan), "templates": {name: digest(text) for name, text in sources("cards/card.md.j2").items()}}
+    templates = sources(*TEMPLATES.values(), PARTS)
+    return {"plan": dump(plan), "templates": {name: digest(text) for name, text in templates.items()}}
 
 
 def publish(work: Work) -> str:
@@ -165,14 +169,14 @@ def reads_publish(plan: Plan, matrix: Matrix) -> JSON:
 
 
 STAGES: Final = (
-    Stage("fetch", 1, (), reads_fetch, fetch),
-    Stage("unpatch", 1, ("fetch",), reads_unpatch, unpatch),
+    Stage("fetch", 2, (), reads_fetch, fetch),
+    Stage("unpatch", 2, ("fetch",), reads_unpatch, unpatch),
     Stage("wheels", 1, (), reads_wheels, wheels),
     Stage("base", 1, (), reads_base, base),
     Stage("checkpoint", 1, (), reads_checkpoint, checkpoint),
     Stage("weights", 1, ("checkpoint",), reads_weights, weights),
     Stage("render", 2, ("base", "wheels", "unpatch"), reads_render, render, lambda plan: () if made_here(plan) else ("base",)),
-    Stage("image", 1, ("base", "wheels", "unpatch", "render"), reads_image, image),
+    Stage("image", 2, ("base", "wheels", "unpatch", "render"), reads_image, image),
     Stage("serve", 1, ("image", "weights"), reads_serve, serve),
     Stage("conformance", 1, ("image", "weights", "serve"), reads_conformance, conformance),
     Stage("accuracy", 1, ("image", "weights", "serve", "conformance"), reads_accuracy, accuracy),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,12 @@ from release.errors import PatchError, StageError
 from release.matrix.load import Matrix
 from release.oci import sha256_file
 from release.pipeline import Work
+from release.sources import deliver, opener, restore
 from release.types import JSON, Base, GitSource, Plan, Python, Wheel, dump, tuples
 
 if TYPE_CHECKING:
     from release.builders.wheels import Pin
+    from release.patches.read import PatchSet
 
 
 def fetch(work: Work) -> str:
@@ -22,13 +24,22 @@ def fetch(work: Work) -> str:
 
     found = _download(work, [Pin(source.name, source.version, source.sha256) for source in _sources(work)])
     work.write("sources.json", found)
-    names = ", ".join(f"{wheel['name']} {wheel['version']}" for wheel in found)
-    return f"{names}, {_megabytes(found)}" if found else "no wheel of its own"
+    brought = []
+    for source in _repositories(work):
+        work.line.note(f"{source.name}: bringing {source.repository}")
+        roots = deliver(work.store, source, _patch_set(work.matrix, source.patches), offline=False).roots
+        brought.append((source.name, {root.path or ".": root.commit for root in roots}))
+    work.write("git.json", [{"name": name, "commits": commits} for name, commits in brought])
+    said = [f"{wheel['name']} {wheel['version']}" for wheel in found]
+    said += [f"{name} {commits['.'][:12]}" for name, commits in brought]
+    return f"{', '.join(said)}, {_megabytes(found)}" if said else "nothing to fetch"
 
 
 def reads_fetch(plan: Plan, matrix: Matrix) -> JSON:
     """Sources and the interpreter that they must fit."""
     return {
+        "repositories": [dump(source) for source in git_sources(plan)],
+        "patches": _patch_digests(plan, matrix, git_sources(plan)),
         "sources": [dump(source) | {"patches": None} for source in wheel_sources(plan)],
         "python": plan.python and dump(plan.python),
         "architecture": plan.chip.architecture,
@@ -69,23 +80,23 @@ def unpatch(work: Work) -> str:
             }
         )
     work.write("sources.json", found)
-    patched = [wheel for wheel in found if wheel["patches"]]
-    return (
-        ", ".join(f"{wheel['name']}: {len(wheel['patches'])} patches, tree {wheel['tree'][:12]}" for wheel in patched)
-        or "nothing to patch"
-    )
+    restored = []
+    for git in _repositories(work):
+        work.line.note(f"{git.name}: restoring its tree")
+        delivery = deliver(work.store, git, _patch_set(work.matrix, git.patches), offline=True)
+        restored.append(restore(delivery, git, work.out / "sources" / git.name, work.scratch))
+    work.write("git.json", restored)
+    trees = [*(wheel for wheel in found if wheel["patches"]), *restored]
+    return ", ".join(f"{one['name']}: {len(one['patches'])} patches, tree {one['tree'][:12]}" for one in trees) or "nothing to patch"
 
 
 def reads_unpatch(plan: Plan, matrix: Matrix) -> JSON:
     """The sources and the digest of every patch."""
-    from release.patches.read import patch_set
-
-    patches = {
-        source.patches: [patch.sha256 for patch in patch_set(matrix_patches(matrix, source.patches)).patches]
-        for source in wheel_sources(plan)
-        if source.patches is not None
+    return {
+        "sources": [dump(source) for source in wheel_sources(plan)],
+        "repositories": [dump(source) for source in git_sources(plan)],
+        "patches": _patch_digests(plan, matrix, plan.sources),
     }
-    return {"sources": [dump(source) for source in wheel_sources(plan)], "patches": patches}
 
 
 def wheels(work: Work) -> str:
@@ -207,6 +218,23 @@ def _download(work: Work, pins: Sequence[Pin]) -> list[JSON]:
         return []
     python, architecture = Python.model_validate(work.reads["python"]), work.reads["architecture"]
     return download(pins, python, architecture, store=work.store, partial=work.partial(), out=work.out / "wheels", line=work.line)
+
+
+def _patch_set(matrix: Matrix, relative: str | None) -> PatchSet | None:
+    from release.patches.read import patch_set
+
+    return patch_set(matrix_patches(matrix, relative), decrypt=opener()) if relative else None
+
+
+def _patch_digests(plan: Plan, matrix: Matrix, sources: Iterable[Wheel | GitSource]) -> dict[str, list[str]]:
+    """Return the digest of every patch of every patch set, as it lies there."""
+    from release.patches.read import digests
+
+    return {source.patches: digests(matrix_patches(matrix, source.patches)) for source in sources if source.patches}
+
+
+def _repositories(work: Work) -> list[GitSource]:
+    return [GitSource.model_validate(tuples(source)) for source in work.reads["repositories"]]
 
 
 def _sources(work: Work) -> list[Wheel]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from release.errors import StageError
 from release.matrix.load import Matrix
 from release.pipeline import Work
 from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump, tuples
@@ -19,20 +20,28 @@ UNUSED_MARGIN: Final = 0.5
 
 def serve(work: Work) -> str:
     """Start the image by digest with the card's own command, and wait until it is healthy."""
+    if work.reads["unknown"]:
+        raise StageError(work.reads["unknown"])
     server = _server(work, work.task.key, work.reads)
     (work.out / "server.log").write_text(server.log())
     work.write("serve.json", {"ready-after": server.ready_after, **launch_facts(work)})
     return f"healthy after {server.ready_after:.1f} s"
 
 
-def reads_serve(plan: Plan, matrix: Matrix) -> JSON:
+def reads_serve(plan: Plan, matrix: Matrix | None = None) -> JSON:
     """How the engine is started, and how its container reaches the device."""
     from release.builders.engines import engine_named
 
+    engine = engine_named(plan.engine)
+    try:
+        argv, reason = engine.command(plan), ""
+    except StageError as problem:  # nobody has said how: everything before this stage can be built all the same
+        argv, reason = [], f"{problem.message} {problem.next_step}".strip()
     return {
         "engine": plan.engine,
-        "health": engine_named(plan.engine).HEALTH,
-        "argv": engine_named(plan.engine).command(plan),
+        "health": engine.HEALTH,
+        "argv": argv,
+        "unknown": reason,
         "serve": dump(plan.serve),
         "container": dump(plan.container),
         "model": plan.served_model_name,

@@ -28,10 +28,11 @@ FLOORS: Final = (
     ("matrix", "templates", "patches", "kernels"),
     ("builders", "validators", "publish"),
     ("pipeline",),
+    ("sources",),
     ("supply", "trial"),
     ("stages",),
-    ("house", "doctor", "new"),
-    ("build",),
+    ("house", "new"),
+    ("build", "doctor"),
     ("pull",),
     ("show",),
     ("cli",),
@@ -50,7 +51,7 @@ SHUT_AWAY: Final = {
     "git": "patches/git.py",
 }
 """Libraries that one module hides from all others."""
-HEAVY: Final = ("pydantic", "yaml", "docker", "numpy", "rich", "jinja2", "git", "requests", "huggingface_hub", "isal", "tomli_w")
+HEAVY: Final = ("pydantic", "yaml", "docker", "numpy", "rich", "jinja2", "git", "requests", "huggingface_hub", "isal", "tomli_w", "cryptography", "numba")
 LONGEST_FILE: Final = 400
 LONGEST_FUNCTION: Final = 60
 RECIPES: Final = "matrix/checkpoints"
@@ -384,10 +385,20 @@ def test_no_file_names_a_registry_an_index_or_a_folder_of_ours() -> None:
     pattern = re.compile(rf"(?<![A-Za-z0-9._])({'|'.join(map(''.join, pieces))})", re.IGNORECASE)
     wrong = []
     for path in written_files():
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if match := pattern.search(line):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            if (match := pattern.search(line)) and not names_an_image_to_be_got(path, lines, number):
                 wrong.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
     assert wrong == []
+
+
+def names_an_image_to_be_got(path: Path, lines: list[str], number: int) -> bool:
+    """Say whether a line of a cell is the `name` of an image that a paper offers in a registry: a fact of that cell, and nowhere else."""
+    if path.suffix != ".yaml" or not path.is_relative_to(ROOT / "matrix" / "cells") or number < 3:
+        return False
+    access, kind, name = lines[number - 3 : number]
+    inside = re.fullmatch(r"( +)name: [a-z0-9._/-]+", name)
+    return inside is not None and access == f"{inside[1][:-2]}access:" and kind == f"{inside[1]}kind: registry"
 
 
 def test_the_front_door_reaches_nothing_heavy_by_its_own_imports() -> None:

@@ -22,7 +22,7 @@ def doctor(context: click.Context, chip: str | None, as_json: bool) -> None:
 
     house = house_of(context)
     engine = context.find_root().obj["engine"]
-    found = look.examine_chip(house.matrix, chip) if chip else look.examine(house.matrix, house.store.path, engine)
+    found = look.examine_chip(house, chip) if chip else look.examine(house.matrix, house.store.path, engine)
     click.echo(findings(found, as_json=as_json))
 
 

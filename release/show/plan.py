@@ -169,7 +169,7 @@ def _stage_table(rows: list[dict[str, Any]]) -> list[object]:
 
 def _facts(study: Study) -> Table:
     """Return the plan itself: what is released, from what, and how it is served."""
-    from release.builders.engines import engine_named
+    from release.trial import reads_serve
 
     planned = study.plan
     rows = [
@@ -187,7 +187,8 @@ def _facts(study: Study) -> Table:
         once = f"; {held.sequences} of {held.context} tokens at once" if held.sequences is not None else ""
         room = f", of {held.budget / GIB:.1f} GiB a device{once}" if held.budget else ""
         rows += [("memory", f"{held.weights / GIB:.1f} GiB of weights, {held.kv_one / GIB:.2f} GiB a sequence{room}")]
-    rows += [("serve", " ".join(engine_named(planned.engine).command(planned)))]
+    start = reads_serve(planned)
+    rows += [("serve", " ".join(start["argv"]) or f"unknown: {start['unknown']}")]
     if planned.accuracy:
         rows += [("questions", f"{planned.accuracy.questions}, margin {100 * planned.accuracy.margin:g} points")]
     rows += [("compared with", planned.reference or "nothing")]

@@ -44,22 +44,34 @@ class Wheel(Frozen):
 
 
 class VendorPatch(Frozen):
-    """A vendor's patch inside the source's own repository, in FlagScale's layout: `hardware/<device-type>/<commit-id>/`.
+    """A vendor's patches inside the source's own repository, in one of FlagScale's layouts below `hardware/<device-type>/`.
 
-    `base` is the commit that it changes, `sha256` the patch file's digest; `key` names the owner of the key of an encrypted one.
+    `commit-id` names the base where a folder is named after it; `backends` and `task` choose among the later layouts. `base` is the
+    full commit that is changed, `sha256` the patch file's digest (of several: that of their names and digests as canonical JSON).
+    An encrypted one is opened with a key of whoever `contact` names.
     """
 
     format: Literal["flagscale"]
     device_type: Annotated[str, matching(re.compile(r"[A-Za-z0-9]+_[A-Za-z0-9]+"), "a device type such as bi_V150")]
-    commit_id: Annotated[str, matching(re.compile(r"[0-9a-f]{7,40}"), "a commit id")]
+    commit_id: Annotated[str, matching(re.compile(r"[0-9a-f]{7,40}"), "a commit id")] | None = None
+    backends: tuple[str, ...] = ()
+    task: Literal["train", "inference"] | None = None
     base: Commit | Unknown
     sha256: Digest | Unknown
     encrypted: bool = False
     contact: str = ""
 
 
+class Submodule(Frozen):
+    """A submodule whose content is wanted: where it is fetched from, and the commit that it must be at."""
+
+    repository: Repository
+    commit: Commit | None = None
+
+
 class GitSource(Frozen):
-    """A repository at a full commit, unpatched or with a patch set; `install` are the folders in it that become packages, in order.
+    """A repository at a full commit, unpatched or with a patch set; `install` are the folders in it that become packages, in order, with
+    `env` in the environment of their builds (what is exported has no .git to take a version from).
 
     `tag` or `branch` is the name that people use for the commit: it was resolved once, and a moved one is an error.
     """
@@ -70,10 +82,11 @@ class GitSource(Frozen):
     tag: str | None = None
     branch: str | None = None
     tree: Commit | None = None
-    submodules: dict[RelativePath, Commit] = {}
+    submodules: dict[RelativePath, Submodule] = {}
     patches: RelativePath | None = None
     vendor_patch: VendorPatch | None = None
     install: tuple[str, ...] = ()
+    env: Environment = {}
 
 
 def _kind(value: Any) -> str:
@@ -195,6 +208,7 @@ class Arm(Frozen):
     sources: tuple[Source, ...] | None = None
     wheels: RelativePath | None = None
     packages: dict[str, Version | Unknown] = {}
+    container: Container | None = None
     serve: Serve = Serve()
     parallel: Parallel | None = None
     world_sizes: tuple[int, ...] | None = None

@@ -64,7 +64,7 @@ class Python(Frozen):
 
 
 class Container(Frozen):
-    """How a container reaches the device, and what it may do."""
+    """How a container reaches the device, and what it may do; `exec-tmp`: run what it has compiled, kernels for one, in /tmp."""
 
     devices: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
@@ -75,6 +75,7 @@ class Container(Frozen):
     pid: Literal["private", "host"] = "private"
     uts: Literal["private", "host"] = "private"
     init: bool = False
+    exec_tmp: bool = False
     security_opt: tuple[str, ...] = ()
     shm_size: ByteSize = "1g"
     ulimits: dict[str, str] = {}

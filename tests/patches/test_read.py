@@ -105,6 +105,39 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         patch_set(tmp_path / "engine" / "2.0")
 
 
+def test_an_encrypted_patch_is_pinned_as_it_lies_there_and_read_as_what_is_inside(tmp_path: Path) -> None:
+    opened: list[tuple[bytes, str]] = []
+
+    def decrypt(content: bytes, where: str) -> bytes:
+        opened.append((content, where))
+        return content[::-1]
+
+    where = folder(tmp_path, {"a.patch.encrypted": GOOD[::-1], "b.patch": GOOD})
+    patches = patch_set(where, decrypt)
+    assert [(patch.sha256, patch.touched) for patch in patches.patches] == [(digest(GOOD[::-1]), ("x",)), (digest(GOOD), ("x",))]
+    assert [verified(patch) for patch in patches.patches] == [GOOD, GOOD]
+    assert opened == [(GOOD[::-1], "engine/1.0/a.patch.encrypted"), (GOOD[::-1], "a.patch.encrypted")]
+    assert "decrypt" not in repr(patches)
+    with pytest.raises(PatchError, match="is encrypted, and no key is at hand") as caught:
+        patch_set(where)
+    assert str(caught.value).startswith("engine/1.0/a.patch.encrypted: ") and caught.value.next_step
+    with pytest.raises(PatchError, match="changes nothing"):
+        patch_set(where, lambda content, _: content)
+    with pytest.raises(PatchError, match="at most"):
+        patch_set(where, lambda *_: b"\n" * (PATCH_LIMIT + 1))
+    (where / "a.patch.encrypted").write_bytes(GOOD)
+    with pytest.raises(PatchError, match="patch sha256 is"):
+        patch_set(where, decrypt)
+
+
+@pytest.mark.parametrize("name", ["c.patch.encrypted", "C.Patch.Encrypted"])
+def test_an_encrypted_patch_that_lies_there_unlisted_is_refused(tmp_path: Path, name: str) -> None:
+    where = folder(tmp_path, {"a.patch": GOOD})
+    (where / name).write_bytes(b"")
+    with pytest.raises(PatchError, match="is not in the series"):
+        patch_set(where)
+
+
 def test_a_patch_that_is_a_link_is_refused(tmp_path: Path) -> None:
     where = folder(tmp_path, {"a.patch": GOOD})
     (where / "a.patch").rename(tmp_path / "elsewhere")

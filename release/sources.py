@@ -1,0 +1,183 @@
+"""Sources that are repositories: brought into the store's mirrors at their pinned commits, and their vendors' trees restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from release.errors import StageError, UsageError
+from release.matrix.parse import plain
+from release.oci import canonical, sha256
+from release.store import Store
+from release.types import JSON, GitSource, Unknown
+
+if TYPE_CHECKING:
+    from release.patches.delivery import Delivery
+    from release.patches.doctor import Diagnosis
+    from release.patches.read import Decrypt, PatchSet
+    from release.patches.unpatch import Unpatched
+
+
+def deliver(store: Store, source: GitSource, patches: PatchSet | None, *, offline: bool) -> Delivery:
+    """Return a source's base and patches; all that it needs is brought into the store's mirrors unless `offline`.
+
+    Raises StageError where the source's commit is not known, and PatchError where it, its tag or its patches are not what is pinned.
+    """
+    from release.patches.delivery import series
+    from release.patches.flagscale import Wanted, delivery
+    from release.patches.mirror import Mirror
+
+    mirror = Mirror(store, source.repository, offline=offline)
+    if isinstance(source.commit, Unknown):
+        raise StageError(
+            f"the commit of {source.name} is unknown: {source.commit.unknown}",
+            next_step="find out which commit the vendor means, and write it into the cell's sources",
+        )
+    if source.tag and not offline:
+        mirror.commit(source.tag, pinned=source.commit)
+    submodules = {path: Mirror(store, each.repository, offline=offline) for path, each in source.submodules.items()}
+    vendor = source.vendor_patch
+    if vendor is None:
+        found = series(mirror, source.commit, patches, submodules=submodules)
+    else:
+        wanted = Wanted(vendor.device_type, vendor.commit_id or "", vendor.backends, vendor.task or "")
+        read = partial(plain, name=f"{source.name}: its YAML files")
+        found = delivery(mirror, wanted, revision=source.commit, submodules=submodules, read_yaml=read)
+    for root in found.roots[1:]:
+        pinned = source.submodules[root.path].commit
+        if pinned and pinned != root.commit:
+            raise StageError(f"the submodule {root.path} of {source.name} is at {root.commit}, the matrix says {pinned}")
+    return found
+
+
+def digest_of(delivery: Delivery) -> str | None:
+    """Return the digest that pins a delivery: its only patch's, else that of the names and digests of all; None where there is none."""
+    found = {patch.path: patch.sha256 for root in delivery.roots for patch in root.patches}
+    return next(iter(found.values())) if len(found) == 1 else sha256(canonical(found)) if found else None
+
+
+def restore(delivery: Delivery, source: GitSource, into: Path, scratch: Path) -> JSON:
+    """Write the restored tree of a source into `into` and return what it is. Raises PatchError where a pin does not hold.
+
+    Encrypted patches are opened with the key that RELEASE_PATCH_KEY holds or RELEASE_PATCH_KEY_FILE names.
+    """
+    from release.patches.unpatch import unpatch
+
+    found = digest_of(delivery)
+    pinned = source.vendor_patch.sha256 if source.vendor_patch else None
+    if isinstance(pinned, str) and pinned != found:
+        raise StageError(
+            f"the patches of {source.name} have sha256 {str(found)[7:19]}…, the matrix says {pinned[7:19]}…",
+            next_step="they were replaced in place: find out what changed, and pin the new digest if it is meant",
+        )
+    result = unpatch(delivery, into=into, scratch=scratch, decrypt=opener())
+    if source.tree and source.tree != result.tree:
+        raise StageError(f"the restored tree of {source.name} is {result.tree}, the matrix says {source.tree}")
+    return {"name": source.name, "repository": delivery.roots[0].mirror.name, "delivery": found, **facts_of(result)}
+
+
+def facts_of(result: Unpatched) -> JSON:
+    """Return a restored tree's facts as JSON: base, tree id, every patch with its digests and how it was applied."""
+    facts = asdict(result) | {"submodules": dict(result.submodules), "changed": list(result.changed)}
+    return {name.replace("_", "-"): value for name, value in facts.items()} | {
+        "patches": [asdict(patch) for patch in result.patches]
+    }
+
+
+def opener(key: Path | None = None) -> Decrypt:
+    """Return what opens encrypted patches; the key is only looked for when there is one to open."""
+    from release.patches.cipher import decrypting
+    from release.patches.keys import private_key
+
+    return decrypting(lambda: private_key(key))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A source that no cell names, as a command line describes it."""
+
+    revision: str
+    form: str
+    device_type: str | None
+    commit_id: str
+    backends: tuple[str, ...]
+    task: str
+    patches: Path | None
+    submodules: Mapping[str, str]
+
+
+def unpatch_source(
+    store: Store, address: str, wanted: Wanted, key: Path | None, into: Path | None, *, offline: bool, fix: bool
+) -> JSON:
+    """Restore a source by its address into `into` (by default a folder with the repository's name) and return what it is."""
+    from release.patches.delivery import series
+    from release.patches.flagscale import Wanted as Patches
+    from release.patches.flagscale import delivery
+    from release.patches.mirror import Mirror
+    from release.patches.read import patch_set
+    from release.patches.unpatch import unpatch
+
+    mirror = Mirror(store, address, offline=offline)
+    submodules = {path: Mirror(store, url, offline=offline) for path, url in wanted.submodules.items()}
+    if wanted.form == "series":
+        patches = patch_set(wanted.patches, decrypt=opener(key)) if wanted.patches else None
+        found = series(mirror, mirror.commit(wanted.revision), patches, submodules=submodules)
+    else:
+        if not wanted.device_type:
+            raise UsageError("FlagScale's patches lie below a device type", next_step="give it with --device-type Vendor_Model")
+        what = Patches(wanted.device_type, wanted.commit_id, wanted.backends, wanted.task)
+        read = partial(plain, name=f"{mirror.name}: its YAML files")
+        found = delivery(mirror, what, revision=wanted.revision, submodules=submodules, read_yaml=read)
+    folder = (into or Path(PurePosixPath(address.rstrip("/")).name.removesuffix(".git"))).absolute()
+    result = unpatch(found, into=folder, scratch=store.scratch(), decrypt=opener(key), fix_whitespace=fix)
+    return {
+        "name": found.name,
+        "repository": mirror.name,
+        "folder": str(folder),
+        "delivery": digest_of(found),
+        **facts_of(result),
+    }
+
+
+def diagnose_patches(
+    store: Store,
+    patches: Path,
+    commits: tuple[str, ...],
+    repository: str,
+    *,
+    branch: str,
+    since: str,
+    scan: bool,
+    accept: str,
+    jobs: int,
+    key: Path | None,
+    offline: bool,
+) -> Diagnosis:
+    """Try a patch set, mailbox or diff on commits of a repository: a folder as it is, anything else by way of the store's mirror."""
+    from release.patches.doctor import BISECT, SCAN, diagnose
+    from release.patches.fit import pieces_of
+    from release.patches.mirror import Mirror
+
+    scratch = store.scratch()
+    pieces = pieces_of(patches, opener(key), scratch=scratch)
+    place, bring = Path(repository), None
+    if not place.is_dir():
+        mirror = Mirror(store, repository, offline=offline)
+        place, bring = mirror.folder, mirror.bring
+        commits = tuple("..".join(mirror.commit(name) for name in each.split("..", 1)) for each in commits)
+        branch, since = (mirror.commit(name) if name else "" for name in (branch, since))
+    return diagnose(
+        pieces,
+        place,
+        commits,
+        branch=branch,
+        since=since,
+        search=SCAN if scan else BISECT,
+        accept=accept,
+        workers=jobs,
+        bring=bring,
+        scratch=scratch,
+    )
