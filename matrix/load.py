@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -26,15 +26,27 @@ class Matrix:
         self.folders = (*reversed(overlays), OURS)
 
     def chips(self) -> dict[str, Path]:
-        """Return the files of all chips by id."""
-        return self._named("chips")
+        """Return the files of all chips by id, as they were when they were first asked for."""
+        return self._chips
 
     def models(self) -> dict[str, Path]:
-        """Return the files of all models by id."""
-        return self._named("models")
+        """Return the files of all models by id, as they were when they were first asked for."""
+        return self._models
 
     def cell_files(self) -> dict[str, Path]:
-        """Return the files of all cells by `chip/model`."""
+        """Return the files of all cells by `chip/model`, as they were when they were first asked for."""
+        return self._cell_files
+
+    @cached_property
+    def _chips(self) -> dict[str, Path]:
+        return self._named("chips")
+
+    @cached_property
+    def _models(self) -> dict[str, Path]:
+        return self._named("models")
+
+    @cached_property
+    def _cell_files(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for folder in reversed(self.folders):
             for path in sorted((folder / "cells").glob("*/*.yaml")):

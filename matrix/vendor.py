@@ -72,7 +72,7 @@ def _judged(rule: Rule, plan: Plan) -> Iterator[Concern]:
 
 
 def _unset(rule: Rule, plan: Plan) -> Iterator[tuple[str, str]]:
-    env = {**plan.container.env, **plan.serve.env}
+    env = {**(plan.weights.env if plan.weights else {}), **plan.container.env, **plan.serve.env}
     for name, wanted in rule.env.items():
         if env.get(name) != wanted:
             yield f"{name} is {env.get(name) or 'not set'}", f"set serve.env.{name} to {wanted}"

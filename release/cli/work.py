@@ -66,7 +66,8 @@ def plan(
     house = house_of(context)
     asked = Asked(device, device_memory, devices, tensor_parallel_size, pipeline_parallel_size, _settings(args))
     if everything:
-        click.echo(overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json))
+        for line in overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json):
+            click.echo(line)
         return
     if chip is None or model is None:
         raise UsageError("say what to plan: --chip and --model, or --all")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json, to_json
 from rich.markup import escape
 from rich.table import Table
 
 from release.build import stages_of
 from release.matrix.memory import GIB
 from release.show.text import as_document, bare, text
-from release.types import GitSource, Unknown, Wheel, dump
+from release.types import GitSource, Unknown, Wheel
 
 if TYPE_CHECKING:
     from release.house import House, Study
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 COLOURS = {"refuse": "[red]refused[/]", "warn": "[yellow]warning[/]", "note": "[dim]note[/]"}
+STATES = {"refuse": "refused", "warn": "warning"}
 MOST = 8
 """Layouts that are shown; --json has them all."""
 
@@ -30,7 +32,7 @@ def plan(house: House, study: Study, tasks: Graph | None, *, as_json: bool) -> s
     """Return what there is to say about a cell, and what a build of it would do, and why; `tasks` is None where it is refused."""
     rows = _stages(house, study.plan.cell, tasks) if tasks else []
     if as_json:
-        return as_document({**document(study), "stages": rows})
+        return as_document({**from_json(to_json(_summary(study), by_alias=True)), "stages": rows})
     parts: list[object] = [_facts(study)]
     if study.choice:
         parts.append(_layouts(study.choice))
@@ -41,36 +43,40 @@ def plan(house: House, study: Study, tasks: Graph | None, *, as_json: bool) -> s
     return text(*parts)
 
 
-def everything(house: House, asked: Asked, filters: dict[str, str | None], *, as_json: bool) -> str:
-    """Return one line a cell: whether it can work, on which layout, how much memory a device needs, and what the rules say."""
+def everything(house: House, asked: Asked, filters: dict[str, str | None], *, as_json: bool) -> Iterator[str]:
+    """Yield a line a cell: whether it can work, on which layout, how much memory a device needs, and what the rules say.
+
+    As JSON, one document whose items stand a line each: ten thousand cells are never held at once.
+    """
     from release.show.matrix import rows_of
 
-    wanted = {row["cell"] for row in rows_of(house.matrix, filters)}
-    studies = [house.study(cell, asked) for cell in wanted] if asked else []
-    studies.sort(key=lambda study: study.plan.cell)
+    wanted = sorted(row["cell"] for row in rows_of(house.matrix, filters))
     if as_json:
-        return as_document([document(study) for study in studies])
-    table = Table(
-        "cell", "state", "layout", "GiB a device", "at once", "what the rules say", box=None, pad_edge=False, header_style="bold"
-    )
-    for study in studies:
-        worst = study.concerns[0] if study.concerns else None
-        state = "[green]ok[/]" if worst is None or worst.severity == "note" else COLOURS[worst.severity]
-        said = "" if worst is None or worst.severity == "note" else worst.message
-        more = f" (and {len(study.concerns) - 1} more)" if said and len(study.concerns) > 1 else ""
-        table.add_row(study.plan.cell, state, *_fit(study), escape(said + more))
-    refused = sum(study.refusal is not None for study in studies)
-    return text(table, f"{len(studies)} cells, {refused} refused.")
+        yield "["
+        for number, cell in enumerate(wanted, 1):
+            yield to_json(_summary(house.study(cell, asked)), by_alias=True).decode() + ("," if number < len(wanted) else "")
+        yield "]"
+        return
+    lines, refused = [("cell", "state", "layout", "GiB a device", "at once", "what the rules say")], 0
+    for cell in wanted:
+        study = house.study(cell, asked)
+        worst = next((concern for concern in study.concerns if concern.severity != "note"), None)
+        said = worst.message + (f" (and {len(study.concerns) - 1} more)" if len(study.concerns) > 1 else "") if worst else ""
+        lines.append((cell, STATES[worst.severity] if worst else "ok", *_fit(study), said))
+        refused += study.refusal is not None
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    for line in lines:
+        yield "  ".join([*(word.ljust(width) for word, width in zip(line, widths, strict=False)), line[5]]).rstrip()
+    yield f"\n{len(wanted)} cells, {refused} refused."
 
 
-def document(study: Study) -> dict[str, Any]:
-    """Return a study as JSON."""
-    choice, memory = study.choice, study.memory
+def _summary(study: Study) -> dict[str, Any]:
+    choice = study.choice
     return {
-        "plan": dump(study.plan),
-        "concerns": [dump(concern) for concern in study.concerns],
-        "memory": memory and asdict(memory),
-        "layouts": [asdict(layout) | {"parallel": dump(layout.parallel)} for layout in choice.layouts] if choice else [],
+        "plan": study.plan,
+        "concerns": study.concerns,
+        "memory": study.memory,
+        "layouts": choice.layouts if choice else [],
         "why": choice.why if choice else None,
     }
 
