@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 CELL := --chip cpu --model tiny-qwq
 
-.PHONY: demo test quick lint golden clean
+.PHONY: demo test quick lint golden schemas clean
 
 demo: $(VENV)/.demo
 	@if $(VENV)/bin/release plan $(CELL) | grep -q '^0 stages would run'; then $(VENV)/bin/release build $(CELL); \
@@ -26,6 +26,9 @@ lint: $(VENV)/.test
 
 golden: $(VENV)/.test
 	@$(VENV)/bin/pytest -q tests/templates tests/builders tests/publish --golden
+
+schemas: $(VENV)/.test
+	@$(VENV)/bin/release matrix schema --into matrix/schemas
 
 $(VENV)/.demo: pyproject.toml .ci/constraints.txt
 	@.ci/environment $(PYTHON) $(VENV) .
