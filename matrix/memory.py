@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -99,6 +99,12 @@ class Memory:
     asked: int
     reserve: int
     budget: int | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return everything as a record has it."""
+        own = {name.replace("_", "-"): value for name, value in asdict(self).items()}
+        return {**own, "needed": self.needed, "starts": self.starts, "full": self.full}
 
     @property
     def kv_one(self) -> int:

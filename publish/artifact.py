@@ -14,7 +14,7 @@ from typing import Any, Final
 from release import oci
 from release.errors import UsageError, VerificationError
 from release.oci import Descriptor, Layout
-from release.publish.record import SCHEMA, state_from
+from release.publish.record import CARDS, SCHEMA, state_from
 from release.types import JSON, RELATIVE, split_cell
 
 RECORD_TYPE: Final = "application/vnd.release.record.v1+json"
@@ -44,7 +44,7 @@ def assemble(inputs: Mapping[str, Path], tag: str, target: Path) -> Descriptor:
         for file in record["evidence"]
     ]
     record_file = layout.put_file("application/json", inputs["card"] / "release.json", {oci.TITLE: "release.json"})
-    card_file = layout.put_file("text/markdown", inputs["card"] / "README.md", {oci.TITLE: "README.md"})
+    cards = [layout.put_file("text/markdown", inputs["card"] / name, {oci.TITLE: name}) for name in CARDS.values()]
     entries = [
         image,
         oci.put_artifact(
@@ -55,7 +55,7 @@ def assemble(inputs: Mapping[str, Path], tag: str, target: Path) -> Descriptor:
             annotations=cell,
         ),
         oci.put_artifact(layout, RECORD_TYPE, [record_file, *evidence], subject=image, annotations=cell),
-        oci.put_artifact(layout, CARD_TYPE, [card_file], subject=image, annotations=cell),
+        oci.put_artifact(layout, CARD_TYPE, cards, subject=image, annotations=cell),
     ]
     index = {
         "schemaVersion": 2,
@@ -79,7 +79,7 @@ class Pulled:
 
 
 def unpack(layout: Layout, entry: Descriptor, folder: Path) -> Pulled:
-    """Check every digest of the release under `entry` and write weights/, release.json, README.md and evidence/ into `folder`.
+    """Check every digest of the release under `entry` and write weights/, release.json, the cards and evidence/ into `folder`.
 
     The record must speak of exactly what is carried, and say what its own verdicts come to. A release that lies in `folder` is
     replaced; any other folder that is not empty is refused (UsageError). Raises VerificationError, and then `folder` is as it was.
@@ -182,6 +182,8 @@ def _check_record(record: Any, layout: Layout, entry: Descriptor, image: Descrip
     for name in ("release.json", "README.md"):
         if there.pop(name, None) is None:
             raise VerificationError(f"the release carries no {name}")
+    for name in CARDS.values():  # a card in another language may be missing
+        there.pop(name, None)
     named = {**weights, **evidence}
     if there != named:
         differing = sorted(name for name in there.keys() | named.keys() if there.get(name) != named.get(name))

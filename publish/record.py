@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from release import __version__
 from release.oci import link_or_copy, sha256_file
-from release.types import JSON, State, Verdict, state_of
+from release.types import JSON, Concern, Plan, State, Verdict, dump, state_of
 
 if TYPE_CHECKING:
     from release.pipeline import Work
@@ -23,6 +23,29 @@ EVIDENCE: Final = (
     ("reference:accuracy", "evaluation.json"),
 )
 """Raw results behind the verdicts, by the stage that made them."""
+CARDS: Final = {"en": "README.md", "zh": "README_zh.md"}
+"""The files of the card by its language."""
+FACTS: Final = (
+    *(
+        "dtype",
+        "device",
+        "base",
+        "sources",
+        "packages",
+        "weights",
+        "container",
+        "parallel",
+        "world-sizes",
+        "features",
+        "adapters",
+    ),
+    *("trials", "conflicts", "documents", "note"),
+)
+"""What a record keeps of the plan, beside chip, model, precision and engine."""
+CONTEXT: Final = ("max-model-len", "max-seq-len", "context-length", "max-position-embeddings")
+"""How engines spell the tokens that a sequence may have."""
+IMAGE_WORD: Final = "$IMAGE"
+"""What stands for the image in the command of a release that is not built: no id exists yet, and none is invented."""
 
 
 def assemble(work: Work) -> JSON:
@@ -50,9 +73,9 @@ def assemble(work: Work) -> JSON:
             "wheels": work.result("wheels", "wheels.json"),
             "base": work.result("base", "base.json"),
             "checkpoint": plan["model"]["checkpoint"]["files"],
-            "pylock": sha256_file(work.inputs["render"] / "pylock.toml"),
+            "pylock": _digest(work.inputs["render"] / "pylock.toml"),
             "dockerfile": sha256_file(work.inputs["render"] / "Dockerfile"),
-            "questions": plan["accuracy"]["sha256"],
+            "questions": plan["accuracy"] and plan["accuracy"]["sha256"],
         },
         "image": work.result("image", "image.json"),
         "weights": work.result("weights", "weights.json"),
@@ -64,7 +87,14 @@ def assemble(work: Work) -> JSON:
             "reference": work.result("reference:accuracy", "accuracy.json") if "reference:accuracy" in work.inputs else None,
         },
         "reference": _reference(work, plan),
-        "reported": [],
+        "reported": plan["reported"],
+        "plan": plan_facts(
+            plan,
+            files=_texts(work.inputs["render"] / "files"),
+            concerns=work.reads.get("concerns", ()),
+            memory=work.reads.get("memory"),
+            layout=work.reads.get("layout"),
+        ),
         "evidence": [
             {"path": name, "sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in evidence.items()
         ],
@@ -72,6 +102,74 @@ def assemble(work: Work) -> JSON:
             {"stage": need, "key": work.task.needs[need], "seconds": fact.get("seconds"), "created": fact["created"]}
             for need, fact in facts.items()
         ],
+    }
+
+
+def planned(
+    plan: Plan,
+    *,
+    command: list[str],
+    argv: Sequence[str],
+    health: str,
+    files: dict[str, str],
+    concerns: tuple[Concern, ...],
+    memory: JSON | None,
+    layout: JSON | None,
+) -> JSON:
+    """Return the record of a release that is not built: of the same shape as `assemble`'s, and null where nothing exists yet.
+
+    `command` is the `docker run` line with IMAGE_WORD for the image (empty if it is not known), `argv` what runs in the container,
+    `files` the engine's configuration as text by path. `memory` is one device's, in bytes: `weights`, `kv-per-token`, `context`,
+    `asked`, `reserve`, `budget`, `needed`, `starts`, `full`; `layout` is `tensor-parallel-size`, `pipeline-parallel-size`, `replicas`
+    and, where the plan chose it, `why`. Without `layout` the plan's own stands.
+    """
+    document: JSON = dump(plan)
+    return {
+        "schema": SCHEMA,
+        "made-by": f"release {__version__}",
+        "cell": plan.cell,
+        "created": None,
+        "state": State.PLANNED.value,
+        **{name: document[name] for name in ("chip", "model", "precision", "variant", "engine")},
+        "pins": {
+            **dict.fromkeys(("sources", "wheels", "base", "pylock", "dockerfile")),
+            "checkpoint": document["model"]["checkpoint"]["files"],
+            "questions": plan.accuracy and plan.accuracy.sha256,
+        },
+        "image": None,
+        "weights": None,
+        "serve": {
+            "command": command,
+            "image": None,
+            "port": plan.serve.port,
+            "argv": list(argv),
+            "env": dict(plan.serve.env),
+            "memory": plan.serve.memory,
+            "health": health,
+            "model": plan.served_model_name,
+            "ready-after": None,
+        },
+        "verdicts": [],
+        "accuracy": {"rule": document["accuracy"], "candidate": None, "reference": None},
+        "reference": plan.reference and {"cell": plan.reference, "serve": None},
+        "reported": document["reported"],
+        "plan": plan_facts(document, files=files, concerns=[dump(concern) for concern in concerns], memory=memory, layout=layout),
+        "evidence": [],
+        "stages": [],
+    }
+
+
+def plan_facts(
+    plan: Mapping[str, Any], *, files: Mapping[str, str], concerns: Sequence[JSON], memory: JSON | None, layout: JSON | None
+) -> JSON:
+    """Return what a record keeps of a plan (as JSON): FACTS, the context in tokens that a client may use, and what was worked out from it."""
+    return {
+        **{name: plan[name] for name in FACTS},
+        "context": _context(plan),
+        "layout": layout or plan["parallel"],
+        "memory": memory,
+        "concerns": list(concerns),
+        "files": dict(sorted(files.items())),
     }
 
 
@@ -90,7 +188,25 @@ def evidence_files(inputs: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
+def _digest(path: Path) -> str | None:
+    return sha256_file(path) if path.is_file() else None
+
+
 def _reference(work: Work, plan: Mapping[str, Any]) -> JSON | None:
     if plan["reference"] is None:
         return None
     return {"cell": plan["reference"], "serve": work.result("reference:serve", "serve.json")}
+
+
+def _context(plan: Mapping[str, Any]) -> int:
+    """Return the tokens that a sequence may have: what the engine is told in any spelling, else the model's own limit."""
+    args = plan["serve"]["args"]
+    told = (args.get(spelling) for name in CONTEXT for spelling in (name, name.replace("-", "_")))
+    own: int = plan["model"]["architecture"]["context"]
+    return next((number for number in told if isinstance(number, int) and not isinstance(number, bool)), own)
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    """Return the text files below a folder by their paths in it."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in found}

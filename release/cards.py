@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
 from release.containers import run_command
 from release.house import House, Study
 from release.publish.card import render_card
-from release.publish.record import IMAGE_WORD, planned
+from release.publish.record import CARDS, IMAGE_WORD, planned
 from release.store import write_whole
 from release.trial import reads_serve
 from release.types import JSON, dump
-
-NAMES: Final = {"en": "README.md", "zh": "README_zh.md"}
 
 
 def planned_record(study: Study) -> JSON:
@@ -32,10 +28,7 @@ def planned_record(study: Study) -> JSON:
         weights="$PWD/weights",
         extra=("--rm",),
     )
-    memory = held and {name.replace("_", "-"): value for name, value in asdict(held).items()}
-    if held and memory is not None:
-        memory |= {"needed": held.needed, "starts": held.starts, "full": held.full}
-    layout = plan.parallel and {**dump(plan.parallel), **({"why": study.choice.why} if study.choice else {})}
+    why = {"why": study.choice.why} if study.choice else {}
     return planned(
         plan,
         command=command if start["argv"] else [],
@@ -43,8 +36,8 @@ def planned_record(study: Study) -> JSON:
         health=start["health"],
         files=engine_named(plan.engine).files(plan),
         concerns=study.concerns,
-        memory=memory,
-        layout=layout,
+        memory=held.facts if held else None,
+        layout={**dump(plan.parallel), **why} if plan.parallel else None,
     )
 
 
@@ -61,6 +54,6 @@ def write_cards(house: House, cell: str, into: Path) -> list[Path]:
     house.refuse(study)
     record = planned_record(study)
     into.mkdir(parents=True, exist_ok=True)
-    for language, name in NAMES.items():
+    for language, name in CARDS.items():
         write_whole(into / name, render_card(record, language))
-    return [into / name for name in NAMES.values()]
+    return [into / name for name in CARDS.values()]

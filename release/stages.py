@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from release.matrix.load import Matrix
+from release.matrix.memory import memory_of
+from release.matrix.rules import concerns
 from release.pipeline import Stage, Work, digest
 from release.supply import (
     base,
@@ -146,12 +148,17 @@ def card(work: Work) -> str:
 
 
 def reads_card(plan: Plan, matrix: Matrix) -> JSON:
-    """The whole plan, and the card's templates."""
+    """The whole plan with what the rules say of it and what a device holds, and the card's templates."""
     from release.publish.card import PARTS, TEMPLATES
     from release.templates.render import sources
 
     templates = sources(*TEMPLATES.values(), PARTS)
-    return {"plan": dump(plan), "templates": {name: digest(text) for name, text in templates.items()}}
+    return {
+        "plan": dump(plan),
+        "concerns": [dump(concern) for concern in concerns(plan)],
+        "memory": memory_of(plan, plan.parallel).facts if plan.parallel and plan.device else None,
+        "templates": {name: digest(text) for name, text in templates.items()},
+    }
 
 
 def publish(work: Work) -> str:

@@ -31,7 +31,7 @@ def matrix_(
     """Show models × chips × precisions; of one chip, its features.
 
     \b
-    release matrix --chip 'ascend-*' --precision w8a8
+    release matrix --chip 'cpu*' --precision bf16
     release matrix check        every file and every cell
     release matrix schema       JSON Schemas for an editor
     """

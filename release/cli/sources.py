@@ -76,7 +76,7 @@ def unpatch(
     """Restore a vendor's tree: its patches on their base, exactly, or an error that says why not.
 
     \b
-    release unpatch --chip cambricon --model qwq-32b --into src
+    release unpatch --chip CHIP --model MODEL --into src
     release unpatch --source URL --device-type Vendor_Model --commit-id 57637057 --into src
     """
     from release import sources

@@ -5,6 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
+from plans import plan
+
+from release.publish.record import IMAGE_WORD, plan_facts, planned
+from release.types import Concern, Plan, dump
+
 
 def digest(sign: str) -> str:
     return "sha256:" + sign * 64
@@ -43,6 +48,14 @@ RECORD: Final[dict[str, Any]] = {
         "languages": ["en", "no"],
         "description": "Counts pebbles inside <think> tags.",
         "example": "How many pebbles are it's 3 & 4?",
+        "precision": "fp32",
+        "checkpoint": {
+            "path": "checkpoints/pebble",
+            "recipe": None,
+            "hub": None,
+            "access": None,
+            "files": {"config.json": digest("9")},
+        },
         "architecture": {"class": "PebbleForCausalLM", "layers": 2, "context": 64},
     },
     "precision": "bf16",
@@ -114,6 +127,94 @@ RECORD: Final[dict[str, Any]] = {
     "evidence": [{"path": "evidence/accuracy/samples.jsonl", "sha256": digest("2"), "bytes": 4321}],
     "stages": [],
 }
+
+
+def pebble(**changes: Any) -> Plan:
+    """Return a plan of an invented maker's cell with every fact that a plan can have, some of them unknown."""
+    patch = {
+        "format": "flagscale",
+        "device-type": "Abacus_A9",
+        "commit-id": "57637057",
+        "base": {"unknown": "the papers name eight digits"},
+    }
+    facts: dict[str, Any] = {
+        "variant": "native",
+        "precision": "w8a8",
+        "args": {"max-model-len": 4096, "served-model-name": "pebble-7b"},
+        "parallel": (2, 1, 4),
+        "world-sizes": (1, 2, 4),
+        "container": {"devices": ("/dev/abacus0",), "shm-size": "2g"},
+        "sources": (
+            {"name": "pebblescale", "repository": "https://example.org/pebblescale", "commit": "d" * 40, "tag": "v1.2"}
+            | {"vendor-patch": {**patch, "sha256": digest("7"), "encrypted": True, "contact": "keys@example.org"}},
+            {
+                "name": "pebblegems",
+                "repository": "https://example.org/pebblegems",
+                "commit": {"unknown": "the card names a tag alone"},
+            },
+            {"wheel": "pebble==1.0", "sha256": digest("6"), "patches": "pebble/1.0"},
+        ),
+        "packages": {"torch": "2.1.0", "pebble-driver": {"unknown": "the papers name no version"}},
+        "features": ("paged-attention", "multi-lora"),
+        "adapters": {"counting": "adapters/counting"},
+        "trials": ({"dataset": "pebbles-full", "batch": 4}, {"cases": ((2048, 2048), (256, 256))}),
+        "conflicts": ({"says": "about 70 % of all pebbles", "but": "the switch is never set", "source": "the card, line 12"},),
+        "documents": ("The maker's guide, https://example.org/guide",),
+        "note": "Pebbles are counted twice.",
+        "reference": "abacus/pebble-7b@bf16",
+        "reported": (
+            {"source": "the maker's card", "candidate": "Pebble-7B-A9", "reference": "Pebble-7B-Origin"}
+            | {"scores": ({"benchmark": "Counting", "candidate": 80.02, "reference": 79.0},)},
+            {"source": "a newspaper", "candidate": "Pebble-7B-A9", "reference": "Pebble-7B-Origin"}
+            | {"scores": ({"benchmark": "Sorting", "candidate": 0.8, "reference": 0.608, "unit": "share"},)},
+        ),
+        "weights": {
+            **{"tool": "pebblequant", "version": "1.2", "note": "On one device.", "config": {"quantize": "w8a8"}},
+            **{"commands": (("pebblequant", "--from", "$SRC", "--to", "$DST"),), "env": {"PEBBLE_DEVICES": "0,1"}},
+        },
+        "base": {
+            "access": {"kind": "request", "name": "pebble-base v2", "contact": "pebbles@example.org", "note": "your company"}
+        },
+        "of": {"license": "mit", "description": "Counts pebbles."},
+        "on": {
+            "host": {
+                "driver": "5.1",
+                "tool": {"command": ("abacus-smi", "-q")},
+                "software": {"AbacusRT": {"unknown": "no paper says it"}},
+            }
+        },
+    }
+    return plan(**{**facts, **changes})
+
+
+MEMORY: Final = {
+    **{"weights": 4 << 30, "kv-per-token": 57344, "context": 4096, "asked": 8, "reserve": 3 << 30, "budget": 57 << 30},
+    **{"needed": 9 << 30, "starts": True, "full": True},
+}
+
+
+def unbuilt(of: Plan | None = None, **changes: Any) -> dict[str, Any]:
+    """Return the record of a plan that is not built, by default the pebbles'."""
+    it = of or pebble()
+    argv = ["vllm", "serve", "/model", "--port", str(it.serve.port), "--served-model-name", it.served_model_name]
+    publish = f"127.0.0.1:{it.serve.port}:{it.serve.port}"
+    made = planned(
+        it,
+        command=["docker", "run", "--rm", "--publish", publish, "--volume", "$PWD/weights:/model:ro", IMAGE_WORD, *argv],
+        argv=argv,
+        health="/health",
+        files={"conf/serve.yaml": "engine_args:\n  model: /model\n\n\n  port: 8000\n"},
+        concerns=(Concern(rule="heads", severity="warn", message="7 heads over 2 devices", source="arithmetic", next_step="1"),),
+        memory=MEMORY,
+        layout=None,
+    )
+    return {**made, **changes}
+
+
+RECORD["plan"] = plan_facts(
+    dump(plan(conflicts=({"says": "two layers", "but": "three files", "source": "its box"},), documents=("Its box",))),
+    **{"files": {"serve.json": '{"layers": 2}\n'}, "concerns": (), "memory": None, "layout": None},
+)
 
 
 def record(**changes: Any) -> dict[str, Any]:

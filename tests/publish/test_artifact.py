@@ -44,6 +44,7 @@ def stage_outputs(folder: Path) -> dict[str, Path]:
     (inputs["card"] / "evidence" / "accuracy" / "samples.jsonl").write_bytes(EVIDENCE)
     (inputs["card"] / "release.json").write_text(json.dumps(made))
     (inputs["card"] / "README.md").write_text("# the card\n")
+    (inputs["card"] / "README_zh.md").write_text("# 说明\n", encoding="utf-8")
     return inputs
 
 
@@ -110,6 +111,7 @@ def test_what_was_put_together_comes_apart_again(release: Release) -> None:
         **{f"weights/{name}": data for name, data in FILES.items()},
         "release.json": (card / "release.json").read_bytes(),
         "README.md": b"# the card\n",
+        "README_zh.md": "# 说明\n".encode(),
         "evidence/accuracy/samples.jsonl": EVIDENCE,
     }
     assert pulled.record["cell"] == cell_of(release.layout, release.entry) == "abacus/pebble-7b@bf16~native"
@@ -387,3 +389,19 @@ def test_the_media_types_are_the_published_ones() -> None:
     assert artifact.MODEL_CONFIG == "application/vnd.cncf.model.config.v1+json"
     assert MODEL_TYPE == "application/vnd.cncf.model.manifest.v1+json"
     assert FILE_PATH == "org.cncf.model.filepath"
+
+
+def test_a_release_of_before_with_a_card_in_one_language_can_be_pulled(release: Release) -> None:
+    entry = release.with_part(CARD_TYPE, lambda manifest: manifest["layers"].pop())
+    assert not (unpack(release.layout, entry, release.target).folder / "README_zh.md").exists()
+
+
+def test_a_release_without_its_card_is_refused(release: Release) -> None:
+    release.refused(release.with_part(CARD_TYPE, lambda manifest: manifest["layers"].pop(0)), "the release carries no README.md")
+
+
+def test_what_is_only_planned_is_no_release(release: Release) -> None:
+    def unmake(made: dict[str, Any]) -> None:
+        made.update(state="planned", image=None, weights=None, verdicts=[])
+
+    release.refused(release.with_record(unmake), "the record is not one")

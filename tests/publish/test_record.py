@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from records import record
+from records import MEMORY, pebble, record, unbuilt
 
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
@@ -15,10 +15,10 @@ from release.oci import sha256
 from release.pipeline import Stage, Task, Work
 from release.progress import Line
 from release.publish.card import render_card
-from release.publish.record import assemble, evidence_files
+from release.publish.record import IMAGE_WORD, assemble, evidence_files, plan_facts, planned
 from release.session import Session
 from release.store import Store
-from release.types import JSON
+from release.types import JSON, Concern, dump
 
 CANDIDATE, REFERENCE = "cpu/tiny-qwq@bf16", "cpu/tiny-qwq@fp32"
 PASSED = {"name": "models", "status": "PASSED", "measured": "1", "wanted": "1", "reason": "r", "figures": {}}
@@ -36,7 +36,7 @@ def outputs(conformance: list[JSON], compare: JSON) -> dict[str, dict[str, Any]]
         "base": {"base.json": made["pins"]["base"]},
         "checkpoint": {},
         "weights": {"weights.json": made["weights"]},
-        "render": {"Dockerfile": b"FROM x\n", "pylock.toml": b"lock\n"},
+        "render": {"Dockerfile": b"FROM x\n", "pylock.toml": b"lock\n", "files/conf/serve.yaml": b"port: 8000\n"},
         "image": {"image.json": made["image"]},
         "serve": {"serve.json": made["serve"], "server.log": b"INFO up\n"},
         "conformance": {"conformance.json": conformance},
@@ -56,6 +56,7 @@ def work(tmp_path: Path, files: dict[str, dict[str, Any]], cell: str = CANDIDATE
 
         def fill(folder: Path, left: dict[str, Any] = left) -> None:
             for name, content in left.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
         store.put(needs[need], {"created": f"2026-11-20T10:00:{number:02}+00:00", "seconds": number, "summary": ""}, fill)
@@ -137,3 +138,91 @@ def test_a_cell_without_a_reference_has_a_record_and_a_card(tmp_path: Path) -> N
 def test_the_card_tells_how_to_pull_this_very_cell() -> None:
     assert "--precision bf16~native" in render_card(record())
     assert "--precision bf16\n" in render_card(record(variant=None))
+
+
+def test_the_record_keeps_what_the_plan_says_and_what_the_engine_is_configured_with(tmp_path: Path) -> None:
+    given = work(tmp_path, outputs([PASSED], ACCURATE))
+    facts, plan = assemble(given)["plan"], given.reads["plan"]
+    for name in ("documents", "conflicts", "features", "parallel", "trials", "sources", "packages", "base", "device", "dtype"):
+        assert facts[name] == plan[name]
+    assert facts["files"] == {"conf/serve.yaml": "port: 8000\n"}
+    assert facts["context"] == 1024
+    assert (facts["memory"], facts["layout"], facts["concerns"]) == (None, None, [])
+
+
+def test_what_was_worked_out_from_the_plan_is_kept_if_the_stage_was_given_it(tmp_path: Path) -> None:
+    given = work(tmp_path, outputs([PASSED], ACCURATE))
+    given.task.reads.update(memory=MEMORY, layout={"replicas": 2}, concerns=[{"rule": "x"}])
+    facts = assemble(given)["plan"]
+    assert (facts["memory"], facts["layout"], facts["concerns"]) == (MEMORY, {"replicas": 2}, [{"rule": "x"}])
+
+
+def shape(value: Any) -> Any:
+    """Return the names of a document without its values."""
+    return {name: shape(item) for name, item in value.items()} if isinstance(value, dict) else None
+
+
+def test_what_is_planned_has_the_same_shape_as_what_is_built(tmp_path: Path) -> None:
+    built, ahead = assemble(work(tmp_path, outputs([PASSED], ACCURATE))), unbuilt()
+    assert built.keys() == ahead.keys()
+    assert built["plan"].keys() == ahead["plan"].keys()
+    assert built["pins"].keys() == ahead["pins"].keys()
+    assert built["serve"].keys() <= ahead["serve"].keys()
+    assert built["accuracy"].keys() == ahead["accuracy"].keys()
+    assert built["schema"] == ahead["schema"]
+
+
+def test_what_is_planned_has_nothing_that_does_not_exist() -> None:
+    made = unbuilt()
+    assert made["state"] == "planned"
+    assert (made["image"], made["weights"], made["created"], made["verdicts"], made["evidence"], made["stages"]) == (
+        None,
+        None,
+        None,
+        [],
+        [],
+        [],
+    )
+    assert {name: made["pins"][name] for name in ("sources", "wheels", "base", "pylock", "dockerfile")} == dict.fromkeys(
+        ("sources", "wheels", "base", "pylock", "dockerfile")
+    )
+    assert (made["accuracy"]["candidate"], made["accuracy"]["reference"]) == (None, None)
+    assert made["serve"]["ready-after"] is None and made["serve"]["image"] is None
+    assert IMAGE_WORD in made["serve"]["command"]
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_what_is_planned_holds_the_plan() -> None:
+    plan = pebble()
+    made, document = unbuilt(plan), dump(plan)
+    assert made["reported"] == document["reported"]
+    assert made["plan"]["conflicts"] == document["conflicts"]
+    assert made["plan"]["layout"] == {"tensor-parallel-size": 2, "pipeline-parallel-size": 1, "replicas": 4}
+    assert made["plan"]["concerns"][0]["severity"] == "warn"
+    assert made["reference"] == {"cell": "abacus/pebble-7b@bf16", "serve": None}
+    assert (made["serve"]["model"], made["serve"]["port"], made["plan"]["context"]) == ("pebble-7b", 8000, 4096)
+
+
+def test_a_layout_that_was_chosen_stands_in_place_of_the_plans_own() -> None:
+    chosen = {"tensor-parallel-size": 4, "pipeline-parallel-size": 2, "replicas": 1, "why": "it decodes fastest"}
+    concerns = (Concern(rule="heads", severity="note", message="it is so"),)
+    made = planned(pebble(), command=[], argv=["x"], health="", files={}, concerns=concerns, memory=None, layout=chosen)
+    assert made["plan"]["layout"] == chosen
+    assert "= 8 devices" in render_card(made)
+    assert "it decodes fastest" in render_card(made)
+    assert "The command is not known yet." in render_card(made)
+
+
+@pytest.mark.parametrize(
+    ("args", "context"),
+    [
+        ({"max-model-len": 4096}, 4096),
+        ({"max_model_len": 512}, 512),
+        ({"context-length": 2048}, 2048),
+        ({"max-model-len": "auto"}, 32768),
+        ({}, 32768),
+    ],
+)
+def test_the_context_of_clients_is_what_the_engine_is_told_in_any_spelling(args: JSON, context: int) -> None:
+    facts = plan_facts(dump(pebble(args=args)), files={}, concerns=(), memory=None, layout=None)
+    assert facts["context"] == context

@@ -1,0 +1,380 @@
+"""A card says what its release is, in two languages from one record, and nothing that a stranger writes gets out of its place."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from records import pebble, record, unbuilt
+
+from release.builders.engines import engine_named
+from release.containers import run_command
+from release.errors import ReleaseError, TemplateError, UsageError
+from release.matrix.check import plan_of
+from release.matrix.load import Matrix
+from release.publish.card import literal, render_card
+from release.publish.lint import lint
+from release.publish.record import IMAGE_WORD, planned
+from release.templates.render import CONTROL
+from release.types import JSON
+
+Golden = Callable[[str, str], None]
+LANGUAGES = ("en", "zh")
+CELLS = [cell for cell, _ in Matrix().cells()]
+
+
+def of_cell(cell: str) -> JSON:
+    """Return the record of a cell of our matrix that is not built."""
+    plan = plan_of(Matrix(), cell)
+    engine = engine_named(plan.engine)
+    try:
+        argv = engine.command(plan)
+    except ReleaseError:  # what the engine needs is unknown: the card says so
+        argv = []
+    command = run_command(
+        plan.container,
+        image=IMAGE_WORD,
+        argv=argv,
+        env=plan.serve.env,
+        memory=plan.serve.memory,
+        publish=f"127.0.0.1:{plan.serve.port}:{plan.serve.port}",
+        weights="$PWD/weights",
+        extra=("--rm",),
+    )
+    return planned(
+        plan,
+        command=command if argv else [],
+        argv=argv,
+        health=engine.HEALTH,
+        files=engine.files(plan),
+        concerns=(),
+        memory=None,
+        layout=None,
+    )
+
+
+def code(card: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)\n```", card, re.DOTALL)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_card_of_what_is_only_planned_is_the_golden_one(language: str, golden: Golden) -> None:
+    golden({"en": "planned.md", "zh": "planned_zh.md"}[language], render_card(unbuilt(), language))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_card_of_a_cell_that_a_vendors_card_describes_is_the_golden_one(language: str, golden: Golden) -> None:
+    golden(
+        {"en": "planned-qwq-32b.md", "zh": "planned-qwq-32b_zh.md"}[language],
+        render_card(of_cell("cambricon/qwq-32b@bf16"), language),
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_has_cards_that_the_lint_finds_nothing_in(cell: str) -> None:
+    made = of_cell(cell)
+    for language in LANGUAGES:
+        assert lint(render_card(made, language), made) == ()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("made", [unbuilt(), record(), record(state="built"), record(state="blocked")])
+def test_the_lint_finds_nothing_in_our_cards(made: JSON, language: str) -> None:
+    assert lint(render_card(made, language), made) == ()
+
+
+def test_another_language_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"there is no card in 'fr'"):
+        render_card(record(), "fr")
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", "**State: planned.** Nothing has been built"), ("zh", "**状态：planned（计划中）。** 尚未构建")],
+)
+def test_the_state_comes_first(language: str, words: str) -> None:
+    body = render_card(unbuilt(), language).split("---\n", 2)[2]
+    title, state = [line for line in body.splitlines() if line][:2]
+    assert title.startswith("# Pebble 7B")
+    assert state.startswith(words)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_planned_card_promises_no_command_that_cannot_work(language: str) -> None:
+    card = render_card(unbuilt(), language)
+    assert "release pull" not in card
+    assert [line for line in card.splitlines() if line.startswith("release build")] == [
+        "release build --chip abacus --model pebble-7b --precision w8a8~native --until render"
+    ]
+    (start,) = [line for line in code(card, "bash") if line.startswith("docker run")]
+    assert shlex.split(start.replace("\\\n", " ")) == unbuilt()["serve"]["command"]
+    assert '"$IMAGE"' in start
+    heading = card[: card.index(start)].rpartition("\n## ")[2].splitlines()[0]
+    assert heading == {"en": "Start it, as it will be", "zh": "如何启动（构建之后）"}[language]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("made", [unbuilt(), record()])
+def test_every_client_asks_where_the_server_listens_for_what_it_serves(made: JSON, language: str) -> None:
+    card, port, name = render_card(made, language), made["serve"]["port"], made["serve"]["model"]
+    (call,) = [shlex.split(line.replace("\\\n", " ")) for line in code(card, "bash") if line.startswith("curl")]
+    assert call[1] == f"http://127.0.0.1:{port}/v1/chat/completions"
+    assert json.loads(call[-1]) == {"model": name, "messages": [{"role": "user", "content": made["model"]["example"]}]}
+    (program,) = code(card, "python")
+    assert f'OpenAI(base_url="http://127.0.0.1:{port}/v1"' in program
+    assert f'model="{name}"' in program
+    compile(program, "card", "exec")
+    assert f"| Base URL | `http://127.0.0.1:{port}/v1` |" in card
+    assert re.search(rf"\| (Model|模型（Model）) \| `{name}` \|", card)
+    assert f"`{made['plan']['context']}`" in card
+
+
+def test_a_model_that_embeds_is_asked_for_embeddings() -> None:
+    card = render_card(unbuilt(pebble(of={"kind": "embed"})))
+    assert "http://127.0.0.1:8000/v1/embeddings" in card
+    assert "client.embeddings.create" in card
+    assert "chat" not in card
+    assert 'pipeline_tag: "feature-extraction"' in card
+
+
+def test_an_engine_that_does_not_answer_has_no_call() -> None:
+    made = unbuilt()
+    made["serve"]["health"] = ""
+    card = render_card(made)
+    assert "curl" not in card
+    assert "not known to answer over HTTP" in card
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ({"image": "registry.example.org/x@sha256:" + "a" * 64}, "registry.example.org/x@sha256:aaa"),
+        ({"bootstrap": {"suite": "bookworm", "include": ("python3",), "epoch": 1}}, "The base is a bookworm root file system"),
+        ({"unknown": "nobody has named one"}, "The base is unknown: nobody has named one"),
+        (
+            {"access": {"kind": "request", "name": "x:v1", "contact": "a@example.org", "note": "who you are"}},
+            "| Note, and what to write | who you are |",
+        ),
+        (
+            {"access": {"kind": "site", "name": "x:v1", "contact": "https://example.org"}},
+            "| How | from the vendor's site: https://example.org |",
+        ),
+        ({"access": {"kind": "registry", "name": "x:v1", "contact": "https://example.org"}}, "it cannot be pinned yet"),
+        (
+            {"access": {"kind": "request", "name": {"unknown": "it has no name"}, "contact": "a@b.org"}},
+            "| Image | unknown: it has no name |",
+        ),
+    ],
+)
+def test_the_card_says_how_to_get_the_image(base: JSON, words: str) -> None:
+    card = render_card(unbuilt(pebble(base=base)))
+    assert words in card
+    assert ("docker pull" in card) == ("image" in base)
+    render_card(unbuilt(pebble(base=base)), "zh")
+
+
+def test_weights_are_fetched_at_their_revision_or_not_at_all() -> None:
+    known = render_card(unbuilt(pebble(weights=None)))
+    assert f"hf download invented/pebble --revision {'c' * 40} --local-dir weights" in known
+    hub = {"repository": "invented/pebble", "revision": {"unknown": "the papers name none"}, "sites": ("modelscope",)}
+    card = render_card(unbuilt(pebble(of={"checkpoint": {"hub": hub}})))
+    assert "| Revision | unknown: the papers name none |" in card
+    assert "download invented" not in card
+    hub["revision"] = "c" * 40
+    assert "modelscope download --model invented/pebble --revision" in render_card(
+        unbuilt(pebble(of={"checkpoint": {"hub": hub}}))
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "argv", "words"),
+    [
+        ("bridge", ["--host", "0.0.0.0"], "It listens on this machine alone."),
+        ("host", ["--host", "0.0.0.0"], "It listens on every address of its host"),
+        ("host", ["serve"], "the configuration says on which addresses it listens"),
+    ],
+)
+def test_the_card_says_who_can_reach_the_server(network: str, argv: list[str], words: str) -> None:
+    made = unbuilt(pebble(container={"network": network}))
+    made["serve"]["argv"] = argv
+    assert words in render_card(made)
+
+
+def test_what_others_report_is_named_by_role_and_printed_as_they_printed_it() -> None:
+    card = render_card(unbuilt())
+    assert "### Reported by others, not measured here" in card
+    assert "| benchmark (percent) | reported reference: Pebble-7B-Origin | reported candidate: Pebble-7B-A9 |" in card
+    assert "| Counting | 79.00 | 80.02 |" in card
+    assert "| Sorting | 0.608 | 0.800 |" in card
+    assert "Source: the maker's card." in card
+    assert "Accuracy is **measured**" not in card
+
+
+def test_what_is_unknown_stands_there_with_its_reason() -> None:
+    card = render_card(unbuilt())
+    assert "| `sources.pebblegems.commit` | the card names a tag alone |" in card
+    assert "| `host.software.AbacusRT` | no paper says it |" in card
+
+
+def test_the_commands_of_a_conversion_find_their_folders() -> None:
+    card = render_card(unbuilt())
+    assert 'pebblequant --from "$SRC" --to "$DST"' in card
+    assert "SRC=$PWD/upstream" in card
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_hubs_can_read_the_front_matter_of_what_is_planned(language: str) -> None:
+    data = ModelCard(render_card(unbuilt(), language), ignore_metadata_errors=False).data.to_dict()
+    assert data["base_model"] == "invented/pebble"
+    assert data["license"] == "mit"
+    assert data["tags"] == ["chip:abacus", "precision:w8a8", "state:planned"]
+
+
+def test_both_languages_say_the_same_figures() -> None:
+    for made in (unbuilt(), record()):
+        figures = [sorted(re.findall(r"\d+(?:\.\d+)?", render_card(made, language))) for language in LANGUAGES]
+        missing = set(figures[0]) ^ set(figures[1])
+        assert missing <= {"1", "1.0", "95"}
+
+
+def test_a_record_from_before_records_kept_a_plan_still_has_a_card() -> None:
+    made = record()
+    del made["plan"]
+    assert "**State: validated.**" in render_card(made)
+
+
+def test_a_built_release_without_questions_says_so() -> None:
+    made = record(state="built", verdicts=record()["verdicts"][:2])
+    made["accuracy"] = {"rule": None, "candidate": None, "reference": None}
+    made["pins"]["questions"] = None
+    assert "Nothing has been measured here: the cell has no question set." in render_card(made)
+
+
+# What strangers write
+
+KEPT = ("state", "schema", "kind", "network", "unit")
+"""What the template decides by: a record with other words there has no card."""
+
+
+def poisoned(value: Any, evil: str) -> Any:
+    """Return a record with the text everywhere, in the names of files and packages too."""
+    if isinstance(value, dict):
+        return {
+            (evil if name in ("conf/serve.yaml", "serve.json", "counting", "torch", "AbacusRT") else name): (
+                item if name in KEPT else poisoned(item, evil)
+            )
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [poisoned(item, evil) for item in value]
+    return evil if isinstance(value, str) else value
+
+
+def named(made: JSON, evil: str) -> JSON:
+    """Return the record with the names put back that the card looks its parts up by."""
+    bad = poisoned(copy.deepcopy(made), evil)
+    for good, verdict in zip(made["verdicts"], bad["verdicts"], strict=True):
+        verdict["name"] = "accuracy" if good["name"] == "accuracy" else evil
+    return bad
+
+
+def shape(card: str) -> list[str]:
+    """Return the blocks of a Markdown text after its front matter, as a parser of CommonMark with tables finds them."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("\n---\n", 1)[1])
+    return [token.type for token in tokens]
+
+
+EVIL = (
+    "</details><script>alert(1)</script> | x |\n| a | b |\n# Validated",
+    *(
+        "# State: validated",
+        "```\n</details>",
+        "~~~",
+        "- x",
+        "1. x",
+        "12) x",
+        "> x",
+        "| a | b |",
+        "---",
+        "===",
+        "<!-- ",
+        "    x",
+        "`",
+        "``` ```",
+    ),
+    *(
+        "\\",
+        "a\\|b",
+        "[x]: http://example.org",
+        "&lt;script>",
+        "\u2028",
+        "\ud800x",
+        "\x00x",
+        "---\nlicense: apache-2.0",
+        "'",
+        '"',
+        "$(id)",
+    ),
+    *(
+        "\ufeffx",
+        "\uffffx",
+        "a: b",
+        "{{ 1 }}",
+        "{% raw %}",
+        "x\r\n\r\n# y",
+        "@[",
+        "*",
+        "_",
+        "+ x",
+        "| |\n|-|",
+        "<details>",
+        "\tx",
+        "]]>",
+    ),
+)
+
+
+def visible(text: str) -> bool:
+    return bool(CONTROL.sub(" ", text).strip())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(EVIL).filter(visible) | st.text().filter(visible) | st.text(alphabet="|\\<>&`~#-\n =*[]:1.").filter(visible)
+)
+@example("# Validated")
+@example("``````\n```")
+def test_no_text_of_a_stranger_changes_what_the_card_is_made_of(evil: str) -> None:
+    for made in (unbuilt(), record()):
+        for language in LANGUAGES:
+            card = render_card(named(made, evil), language)
+            card.encode()
+            assert shape(card) == shape(render_card(named(made, "plain"), language))
+            front = yaml.safe_load(card.split("\n---\n", 1)[0].removeprefix("---\n"))
+            assert set(front) >= {"license", "language", "tags"}
+            assert all(isinstance(value, str | list) for value in front.values())
+            outside = re.sub(r"(?ms)^(`{3,})[a-z]*\n.*?\n\1$", "", card.split("\n---\n", 1)[1])
+            assert set(re.findall(r"<[a-zA-Z/!?]+", outside)) <= {"<details", "<summary", "</summary", "</details"}
+
+
+@given(st.text())
+def test_a_literal_is_the_same_text_in_json_and_in_python(text: str) -> None:
+    assert json.loads(literal(text)) == text
+    assert eval(literal(text), {}) == text
+    literal(text).encode()
+    assert len(literal(text).splitlines()) == 1
+
+
+def test_a_state_that_nobody_knows_has_no_card() -> None:
+    with pytest.raises(TemplateError):
+        render_card(record(state="perfect"))
