@@ -140,5 +140,5 @@ def test_the_package_works_from_a_fresh_environment(built: Built, tmp_path: Path
     there = Path(run(python, "-c", "import release.matrix.load as load; print(load.__file__)").strip())
     assert there == site / "release" / "matrix" / "load.py"
     assert "the matrix is sound" in run(program, "matrix", "check")
-    assert "cpu/tiny-qwq@bf16" in run(program, "matrix")
+    assert "cpu/tiny-qwq@bf16" in run(program, "matrix", "--json")
     assert "release" in run(python, "-m", "release", "--version")

@@ -40,7 +40,7 @@ def test_an_unknown_key_names_file_line_and_what_was_meant(overlay: Path, tmp_pa
     replace(overlay / "cells/cpu/tiny-qwq.yaml", "  ready-within:", "  ready-witin:")
     answer = build(overlay, tmp_path / "store")
     assert answer.status == 2
-    assert "tiny-qwq.yaml:13: serve.ready-witin: unknown key (did you mean 'ready-within'?)" in answer.err
+    assert "tiny-qwq.yaml:14: serve.ready-witin: unknown key (did you mean 'ready-within'?)" in answer.err
     nothing_written(tmp_path / "store", overlay)
 
 
