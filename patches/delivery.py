@@ -69,9 +69,13 @@ def series(mirror: Mirror, commit: str, patches: PatchSet | None, *, submodules:
     mirror.bring(commit)
     found = []
     for patch in patches.patches if patches else ():
-        content = patch.path.read_bytes()
+        where = f"{patches.name if patches else ''}/{patch.file}"
+        try:
+            content = patch.path.read_bytes()
+        except OSError as problem:
+            raise PatchError(f"{patch.path} cannot be read: {problem.strerror}", where=where) from problem
         if sha256(content) != patch.sha256:
-            raise PatchError("the patch changed after it was read", where=f"{patches.name if patches else ''}/{patch.file}")
+            raise PatchError("the patch changed after it was read", where=where, next_step="start again")
         found.append(Found(patch.file, content))
     own = Root("", mirror, commit, tuple(found))
     return Delivery(patches.name if patches else mirror.name, SERIES, "", (own, *announced(own, submodules or {}, {})))

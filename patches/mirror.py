@@ -109,7 +109,7 @@ class Mirror:
         if self._opened is None:
             if not self.folder.is_dir():
                 with self._alone():
-                    self._make()
+                    pass
             self._opened = Repository(self.folder, self.name)
         return self._opened
 
@@ -198,17 +198,16 @@ class Mirror:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the mirror for fetching, and clear away what a fetch that was killed left."""
+        """Hold the mirror for fetching; make it, or clear away what a fetch that was killed left. Not to be entered twice."""
         with self._store.locked(f"mirror-{self._digest}"):
-            if self.folder.is_dir():
-                for pattern in ("objects/pack/tmp_*", "*.lock", "refs/**/*.lock", "objects/pack/*.lock"):
-                    for leftover in (self.folder / "git").glob(pattern):
-                        leftover.unlink(missing_ok=True)
+            if not self.folder.is_dir():
+                self._make()
+            for pattern in ("objects/pack/tmp_*", "*.lock", "refs/**/*.lock", "objects/pack/*.lock"):
+                for leftover in (self.folder / "git").glob(pattern):
+                    leftover.unlink(missing_ok=True)
             yield
 
     def _make(self) -> None:
-        if self.folder.is_dir():
-            return
         temporary = self.folder.with_name(f".{self._digest}-{uuid.uuid4().hex[:12]}")
         try:
             temporary.mkdir(parents=True)

@@ -70,6 +70,7 @@ def assemble(work: Work) -> JSON:
         "engine": plan["engine"],
         "pins": {
             "sources": work.result("unpatch", "sources.json"),
+            "git": work.result("unpatch", "git.json"),
             "wheels": work.result("wheels", "wheels.json"),
             "base": work.result("base", "base.json"),
             "checkpoint": plan["model"]["checkpoint"]["files"],
@@ -132,7 +133,7 @@ def planned(
         "state": State.PLANNED.value,
         **{name: document[name] for name in ("chip", "model", "precision", "variant", "engine")},
         "pins": {
-            **dict.fromkeys(("sources", "wheels", "base", "pylock", "dockerfile")),
+            **dict.fromkeys(("sources", "git", "wheels", "base", "pylock", "dockerfile")),
             "checkpoint": document["model"]["checkpoint"]["files"],
             "questions": plan.accuracy and plan.accuracy.sha256,
         },

@@ -131,9 +131,11 @@ class House:
         return found
 
     def lock(self, tasks: Graph, cell: str) -> JSON:
-        """Return every input of every stage, for lock.json."""
+        """Return every input of every stage and what each source was restored to, for lock.json."""
+        restored = self.store.get(tasks.of[cell, "unpatch"]) / "git.json"
         return {
             "cell": cell,
+            "sources": json.loads(restored.read_bytes()) if restored.is_file() else [],
             "stages": {
                 f"{owner}: {stage}": {"key": key, "reads": tasks.tasks[key].reads, "needs": dict(tasks.tasks[key].needs)}
                 for (owner, stage), key in sorted(tasks.of.items())

@@ -68,12 +68,14 @@ def restore(delivery: Delivery, source: GitSource, into: Path, scratch: Path) ->
 
     found = digest_of(delivery)
     pinned = source.vendor_patch.sha256 if source.vendor_patch else None
-    if isinstance(pinned, str) and pinned != found:
+    paths = [patch.path for root in delivery.roots for patch in root.patches]
+    pins = {paths[0]: pinned} if isinstance(pinned, str) and len(paths) == 1 else None
+    if isinstance(pinned, str) and pins is None and pinned != found:
         raise StageError(
-            f"the patches of {source.name} have sha256 {str(found)[7:19]}…, the matrix says {pinned[7:19]}…",
-            next_step="they were replaced in place: find out what changed, and pin the new digest if it is meant",
+            f"the {len(paths)} patches of {source.name} have sha256 {str(found)[7:15]}… together, the matrix says {pinned[7:15]}…",
+            next_step="one was replaced in place: find out what changed, and pin the new digest if it is meant",
         )
-    result = unpatch(delivery, into=into, scratch=scratch, decrypt=opener())
+    result = unpatch(delivery, into=into, scratch=scratch, decrypt=opener(), pins=pins)
     if source.tree and source.tree != result.tree:
         raise StageError(f"the restored tree of {source.name} is {result.tree}, the matrix says {source.tree}")
     return {"name": source.name, "repository": delivery.roots[0].mirror.name, "delivery": found, **facts_of(result)}
@@ -166,9 +168,9 @@ def diagnose_patches(
     place, bring = Path(repository), None
     if not place.is_dir():
         mirror = Mirror(store, repository, offline=offline)
-        place, bring = mirror.folder, mirror.bring
-        commits = tuple("..".join(mirror.commit(name) for name in each.split("..", 1)) for each in commits)
-        branch, since = (mirror.commit(name) if name else "" for name in (branch, since))
+        if not offline:
+            mirror.refresh()
+        place, bring = mirror.directory, mirror.bring
     return diagnose(
         pieces,
         place,

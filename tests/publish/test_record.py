@@ -31,7 +31,7 @@ def outputs(conformance: list[JSON], compare: JSON) -> dict[str, dict[str, Any]]
     made = record()
     arm = made["accuracy"]["candidate"]
     return {
-        "unpatch": {"sources.json": made["pins"]["sources"]},
+        "unpatch": {"sources.json": made["pins"]["sources"], "git.json": made["pins"].get("git", [])},
         "wheels": {"wheels.json": made["pins"]["wheels"]},
         "base": {"base.json": made["pins"]["base"]},
         "checkpoint": {},
