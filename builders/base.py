@@ -47,7 +47,9 @@ def import_base(archive: Path, out: Path, line: Line) -> dict[str, Any]:
 
 def imported_base(image: str, facts: Mapping[str, Any], folder: Path, out: Path) -> dict[str, Any]:
     """Bring a pinned base that was imported into `folder` to `out`, and return what identifies it: an engine that loaded it knows no digest."""
-    shutil.copytree(folder / "layout", out / "layout", copy_function=lambda source, target: link_or_copy(Path(source), Path(target)))
+    shutil.copytree(
+        folder / "layout", out / "layout", copy_function=lambda source, target: link_or_copy(Path(source), Path(target))
+    )
     tag = f"release-base:{facts['digest'].removeprefix('sha256:')[:24]}"
     return {"kind": "imported", "image": tag, "pinned": image, "config": facts["config"], "diff-ids": facts["diff-ids"]}
 

@@ -95,6 +95,7 @@ def build_image(
     *,
     rendered: Path,
     wheels: Sequence[Path],
+    sources: Path,
     labels: Mapping[str, str],
     base: Mapping[str, Any],
     epoch: int,
@@ -106,10 +107,12 @@ def build_image(
 ) -> dict[str, Any]:
     """Build, save and normalise the image into an OCI layout under `out`; return manifest, config, layers and compressor.
 
+    `wheels` are folders of them, `sources` is the folder of restored trees, which need not be there.
+
     The engine keeps nothing of the first build: what is served and published is the normalised image.
     """
     base_diff_ids = base["diff-ids"]
-    archive = _saved(engine, rendered, base, wheels, key, use_cache, scratch, line)
+    archive = _saved(engine, rendered, base, wheels, sources, key, use_cache, scratch, line)
     line.note("normalising")
     line.expect(archive.stat().st_size, "bytes")
     layout = oci.Layout.create(out / "layout")
@@ -144,6 +147,7 @@ def _saved(
     rendered: Path,
     base: Mapping[str, Any],
     wheels: Sequence[Path],
+    sources: Path,
     key: str,
     use_cache: bool,
     scratch: Path,
@@ -159,6 +163,8 @@ def _saved(
     link_or_copy(rendered / "requirements.txt", context / WHEELS / "requirements.txt")
     if (rendered / "files").is_dir():
         shutil.copytree(rendered / "files", context / "files")
+    if sources.is_dir():
+        shutil.copytree(sources, context / "sources", symlinks=True)
     for folder in wheels:
         for wheel in folder.glob("*.whl"):
             link_or_copy(wheel, context / WHEELS / wheel.name)

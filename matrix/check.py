@@ -148,7 +148,9 @@ def _device(chip: Chip, asked: Asked, said: str | None, path: Path) -> Device | 
 def _parallel(said: Parallel | None, asked: Asked) -> Parallel | None:
     if asked.tensor_parallel_size is None and asked.pipeline_parallel_size is None:
         return None if asked.devices else said
-    return Parallel(tensor_parallel_size=asked.tensor_parallel_size or 1, pipeline_parallel_size=asked.pipeline_parallel_size or 1)
+    return Parallel(
+        tensor_parallel_size=asked.tensor_parallel_size or 1, pipeline_parallel_size=asked.pipeline_parallel_size or 1
+    )
 
 
 def _digest(matrix: Matrix, relative: str, path: Path) -> str:

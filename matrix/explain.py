@@ -27,11 +27,6 @@ class Origin:
     under: str
     counts: bool
 
-    @property
-    def where(self) -> str:
-        """File and line, or what stands in for them."""
-        return f"{self.path}:{self.line}" if self.path else "by default"
-
 
 def explain(matrix: Matrix, cell: str, key: str) -> tuple[Origin, ...]:
     """Return every place that says `key` (its last words are enough: `tensor-parallel-size`, `args.dtype`) for a cell.

@@ -27,7 +27,9 @@ def model_facts(folder: Path) -> dict[str, Any]:
             raise UsageError(f"{file} is larger than {CONFIG_LIMIT} bytes")
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
-        raise UsageError(f"{folder} has no config.json that can be read: {problem}", next_step="give a checkpoint's folder") from problem
+        raise UsageError(
+            f"{folder} has no config.json that can be read: {problem}", next_step="give a checkpoint's folder"
+        ) from problem
     if not isinstance(config, dict):
         raise UsageError(f"{file} is no object")
     files = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -49,7 +51,9 @@ def architecture(config: dict[str, Any], file: Path) -> dict[str, Any]:
         for name in names:
             if config.get(name) is not None:
                 return config[name]
-        raise UsageError(f"{file} lacks {names[0]}", next_step="write the model's file by hand: release matrix schema names the keys")
+        raise UsageError(
+            f"{file} lacks {names[0]}", next_step="write the model's file by hand: release matrix schema names the keys"
+        )
 
     kind = value("architectures")[0]
     facts = {

@@ -15,7 +15,8 @@ KINDS: Final[dict[str, type[Frozen]]] = {"chip": Chip, "model": Model, "cell": C
 def schemas() -> dict[str, str]:
     """Return the schema files by name: `chip.schema.json`, `model.schema.json`, `cell.schema.json` (JSON Schema 2020-12)."""
     return {
-        f"{name}.schema.json": json.dumps(_schema(name, kind), indent=1, ensure_ascii=False) + "\n" for name, kind in KINDS.items()
+        f"{name}.schema.json": json.dumps(_schema(name, kind), indent=1, ensure_ascii=False) + "\n"
+        for name, kind in KINDS.items()
     }
 
 

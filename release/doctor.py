@@ -116,7 +116,10 @@ def examine_chip(house: House, name: str) -> list[Finding]:
         *_tool(chip, found),
         *_paths("device", [path.split(":")[0] for path in chip.container.devices]),
         *_paths("mount", [path.split(":")[0] for path in chip.container.mounts]),
-        *(Finding(what, "note", f"wanted: {_said(version)}", "this tool cannot ask for it") for what, version in chip.host.software.items()),
+        *(
+            Finding(what, "note", f"wanted: {_said(version)}", "this tool cannot ask for it")
+            for what, version in chip.host.software.items()
+        ),
         *_fitting(house, chip, found),
     ]
 
@@ -126,7 +129,9 @@ def _tool(chip: Chip, found: Found | None) -> list[Finding]:
     if tool is None:
         return [Finding("tool", "note", f"nobody has said which tool shows a {chip.name}")] if chip.devices else []
     if found is None:
-        return [Finding(tool.command[0], "missing", "not installed, or it failed", f"install the driver and tools of {chip.vendor}")]
+        return [
+            Finding(tool.command[0], "missing", "not installed, or it failed", f"install the driver and tools of {chip.vendor}")
+        ]
     count, size = len(found.devices), f", {found.gib:g} GiB each" if found.gib else ""
     shown = f"{count} devices{size}: {', '.join(dict.fromkeys(found.devices))}" if count else "it shows no device"
     findings = [Finding(found.tool, "ok" if count else "missing", shown)]

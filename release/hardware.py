@@ -43,7 +43,9 @@ def probe(tool: Tool) -> Found | None:
 
 def read(tool: Tool, text: str) -> Found:
     """Return what the tool's expressions find in what it printed."""
-    drivers, devices, memory = (re.findall(pattern, text) if pattern else [] for pattern in (tool.driver, tool.device, tool.memory))
+    drivers, devices, memory = (
+        re.findall(pattern, text) if pattern else [] for pattern in (tool.driver, tool.device, tool.memory)
+    )
     sizes = tuple(int(float(size)) for size in memory if re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(size)))
     return Found(tool.command[0], str(drivers[0]) if drivers else None, tuple(map(str, devices)), sizes)
 

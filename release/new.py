@@ -39,7 +39,11 @@ def new_model(name: str, folder: Path | None, into: Path) -> tuple[Path, str]:
     """Write models/NAME.yaml and return it with what was found: the architecture of config.json in `folder`, and every file's digest."""
     facts = model_facts(folder) if folder else {"architecture": _blank(), "precision": "bf16", "files": {}}
     values = {**facts, "title": name, "family": name.split("-", maxsplit=1)[0]}
-    said = f"{len(facts['files'])} files of {folder}" if folder else "every figure is to be written: give --from FOLDER for its config.json"
+    said = (
+        f"{len(facts['files'])} files of {folder}"
+        if folder
+        else "every figure is to be written: give --from FOLDER for its config.json"
+    )
     return _write(into, f"models/{name}.yaml", "new/model.yaml.j2", name, values), said
 
 

@@ -87,7 +87,9 @@ def unpatch(work: Work) -> str:
         restored.append(restore(delivery, git, work.out / "sources" / git.name, work.scratch))
     work.write("git.json", restored)
     trees = [*(wheel for wheel in found if wheel["patches"]), *restored]
-    return ", ".join(f"{one['name']}: {len(one['patches'])} patches, tree {one['tree'][:12]}" for one in trees) or "nothing to patch"
+    return (
+        ", ".join(f"{one['name']}: {len(one['patches'])} patches, tree {one['tree'][:12]}" for one in trees) or "nothing to patch"
+    )
 
 
 def reads_unpatch(plan: Plan, matrix: Matrix) -> JSON:
@@ -126,7 +128,9 @@ def base(work: Work) -> str:
     from release.builders.base import imported_base, make_base, pull_base
 
     if "unknown" in work.reads["base"]:
-        raise StageError(f"the base image is unknown: {work.reads['base']['unknown']}", next_step="pin one: base: {image: NAME@sha256:…}")
+        raise StageError(
+            f"the base image is unknown: {work.reads['base']['unknown']}", next_step="pin one: base: {image: NAME@sha256:…}"
+        )
     spec = Base.model_validate(tuples(work.reads["base"]))
     if spec.access is not None:
         name = spec.access.name if isinstance(spec.access.name, str) else "of the vendor"

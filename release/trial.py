@@ -133,7 +133,9 @@ def compare(work: Work) -> str:
             status=Status.SKIPPED,
             measured="no comparison",
             wanted="a reference to compare with, and questions to ask",
-            reason="The cell names no reference: it is one itself." if work.reads["accuracy"] else "The cell has no question set.",
+            reason="The cell names no reference: it is one itself."
+            if work.reads["accuracy"]
+            else "The cell has no question set.",
         )
     else:
         spec = Accuracy.model_validate(work.reads["accuracy"])
@@ -169,7 +171,7 @@ def _server(work: Work, key: str, reads: JSON) -> Server:
             health=reads["health"],
             within=reads["serve"]["ready-within"],
             port=reads["serve"]["port"],
-        on_host=reads["container"]["network"] == "host",
+            on_host=reads["container"]["network"] == "host",
             say=work.line.note,
         )
 

@@ -32,7 +32,7 @@ FLOORS: Final = (
     ("supply", "trial"),
     ("stages",),
     ("house", "new"),
-    ("build", "doctor"),
+    ("build", "doctor", "cards"),
     ("pull",),
     ("show",),
     ("cli",),
@@ -51,7 +51,21 @@ SHUT_AWAY: Final = {
     "git": "patches/git.py",
 }
 """Libraries that one module hides from all others."""
-HEAVY: Final = ("pydantic", "yaml", "docker", "numpy", "rich", "jinja2", "git", "requests", "huggingface_hub", "isal", "tomli_w", "cryptography", "numba")
+HEAVY: Final = (
+    "pydantic",
+    "yaml",
+    "docker",
+    "numpy",
+    "rich",
+    "jinja2",
+    "git",
+    "requests",
+    "huggingface_hub",
+    "isal",
+    "tomli_w",
+    "cryptography",
+    "numba",
+)
 LONGEST_FILE: Final = 400
 LONGEST_FUNCTION: Final = 60
 RECIPES: Final = "matrix/checkpoints"

@@ -19,7 +19,9 @@ from release.errors import UsageError, VerdictError
 @click.option("--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="The language to print it in.")
 @click.option("--into", type=click.Path(path_type=Path, file_okay=False), help="Write README.md and README_zh.md here instead.")
 @click.pass_context
-def card(context: click.Context, chip: str | None, model: str | None, precision: str | None, lang: str, into: Path | None) -> None:
+def card(
+    context: click.Context, chip: str | None, model: str | None, precision: str | None, lang: str, into: Path | None
+) -> None:
     """Give the card of a cell as it is planned; a built release carries its own."""
     if context.invoked_subcommand is not None:
         return
@@ -39,7 +41,9 @@ def card(context: click.Context, chip: str | None, model: str | None, precision:
 
 @card.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--record", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The release.json that the card is of.")
+@click.option(
+    "--record", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The release.json that the card is of."
+)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 def lint(file: Path, record: Path | None, as_json: bool) -> None:
     """Say what is wrong with a card, ours or anybody's: unpinned clones, ports that differ, claims without a switch, and so on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from release.show.text import as_document, text
+from release.show.text import as_document, counted, relative, text
 from release.types import PRECISIONS, split_cell
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def matrix(known: Matrix, filters: dict[str, str | None], *, form: str) -> str:
         return as_document({**dumped, "cells": rows})
     chips = list(dict.fromkeys(row["chip"] for row in rows))
     head, body = _features(rows) if len(chips) == 1 else _overview(rows, chips)
-    count = f"{len(rows)} cells: {len({row['model'] for row in rows})} models on {len(chips)} chips"
+    models = len({row["model"] for row in rows})
+    count = f"{counted(len(rows), 'cell')}: {counted(models, 'model')} on {counted(len(chips), 'chip')}"
     if form == "markdown":
         return "\n".join([*_markdown(head, body), "", f"{count}."])
     made = Table(*head, box=None, pad_edge=False, header_style="bold")
@@ -125,5 +126,6 @@ def origins(found: tuple[Origin, ...], *, as_json: bool) -> str:
         value = as_document(origin.value).replace("\n", " ")
         shown = escape(value if len(value) <= 100 else value[:97] + "…")
         there = escape(origin.under) + ("" if origin.counts else "  [dim](another file goes before)[/]")
-        made.add_row(escape(origin.place), shown, origin.where, there)
+        where = f"{relative(origin.path)}:{origin.line}" if origin.path else "by default"
+        made.add_row(escape(origin.place), shown, escape(where), there)
     return text(made)

@@ -121,7 +121,9 @@ def _layouts(choice: Choice) -> Table:
             layout.verdict,
         )
     more = len(choice.layouts) - MOST
-    table.caption = f"{'chosen' if choice.best else 'none'}: {escape(choice.why)}" + (f"\n{more} more with --json" if more > 0 else "")
+    table.caption = f"{'chosen' if choice.best else 'none'}: {escape(choice.why)}" + (
+        f"\n{more} more with --json" if more > 0 else ""
+    )
     table.caption_justify, table.caption_style = "left", ""
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -49,3 +50,13 @@ def text(*parts: object) -> str:
 def as_document(document: object) -> str:
     """Return JSON with sorted keys."""
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 chip`, `6 chips`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def relative(path: Path) -> Path:
+    """Return a path as it is shown: from here where it lies below, else in full."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

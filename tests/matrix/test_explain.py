@@ -39,7 +39,7 @@ def test_the_engines_own_spelling_finds_the_layout(tmp_path: Path) -> None:
 
 def test_what_no_file_says_is_said_to_be_the_default(tmp_path: Path) -> None:
     (origin,) = explain(Matrix((write(tmp_path),)), "abacus/pebble-7b@bf16", "ready-within")
-    assert (origin.value, origin.where, origin.counts) == (600, "by default", True)
+    assert (origin.value, origin.path, origin.counts) == (600, None, True)
 
 
 def test_one_word_that_stands_in_two_places_gives_both(tmp_path: Path) -> None:

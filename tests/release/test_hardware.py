@@ -16,9 +16,7 @@ from release.new import new_cell, new_chip, new_model
 from release.store import Store
 from release.types import Tool
 
-TOOL = Tool(
-    command=("abacus-smi", "-L"), driver=r"Driver (\S+)", device=r"(?m)^\d+: (Abacus [^,]+)", memory=r"(\d+) MiB total"
-)
+TOOL = Tool(command=("abacus-smi", "-L"), driver=r"Driver (\S+)", device=r"(?m)^\d+: (Abacus [^,]+)", memory=r"(\d+) MiB total")
 PRINTED = "abacus-smi 1.0  Driver 6.2.15\n0: Abacus 9, 32768 MiB total\n1: Abacus 9, 32768 MiB total\n"
 SCRIPT = f"#!/bin/sh\ncat <<'END'\n{PRINTED}END\n"
 HOST = """\
@@ -52,7 +50,11 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def matrix(tmp_path: Path, chip: str = CHIP + HOST, model: str = MODEL) -> Matrix:
     file = CELL.replace("wheels: wheels/abacus.txt\n", "")
-    files: dict[str, str | None] = {"chips/abacus.yaml": chip, "models/pebble-7b.yaml": model, "cells/abacus/pebble-7b.yaml": file}
+    files: dict[str, str | None] = {
+        "chips/abacus.yaml": chip,
+        "models/pebble-7b.yaml": model,
+        "cells/abacus/pebble-7b.yaml": file,
+    }
     return Matrix((write(tmp_path / "matrix", files),))
 
 

@@ -110,8 +110,15 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (upstream / "engine.py").write_text("SPEED = 1\n")
 
     def git(*words: str) -> str:
-        who = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org", "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@example.org"}
-        done = subprocess.run(["git", *words], cwd=upstream, capture_output=True, text=True, check=True, env={**os.environ, **who})
+        who = {
+            "GIT_AUTHOR_NAME": "A",
+            "GIT_AUTHOR_EMAIL": "a@example.org",
+            "GIT_COMMITTER_NAME": "A",
+            "GIT_COMMITTER_EMAIL": "a@example.org",
+        }
+        done = subprocess.run(
+            ["git", *words], cwd=upstream, capture_output=True, text=True, check=True, env={**os.environ, **who}
+        )
         return done.stdout.strip()
 
     git("init", "--quiet", "--initial-branch=main")
@@ -126,7 +133,9 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in files.items():
         (matrix / name).parent.mkdir(parents=True)
         (matrix / name).write_text(text)
-    made = release("patch", "--from", str(upstream), "--base", commit, "--out", str(matrix / "patches/engine/base"), store=root / "store")
+    made = release(
+        "patch", "--from", str(upstream), "--base", commit, "--out", str(matrix / "patches/engine/base"), store=root / "store"
+    )
     assert made.status == 0, made.err
     return matrix
 
@@ -176,8 +185,33 @@ def test_the_build_up_to_render_restores_the_patched_tree_and_writes_the_dockerf
     (source,) = json.loads(out)
     assert (tmp_path / "src" / "engine" / "engine.py").read_text() == "SPEED = 2\n"
     assert source["patches"][0]["how"] == "exact"
-    entries = [path for path in (maker.parent / "store" / "entries").glob("*/*/Dockerfile")]
+    entries = list((maker.parent / "store" / "entries").glob("*/*/Dockerfile"))
     assert len(entries) == 1
     text = entries[0].read_text()
     assert f"FROM registry.example.org/zephyr/runtime@sha256:{'a' * 64}" in text
     assert "engine" in text
+
+
+def test_the_card_of_the_plan_is_there_in_both_languages_and_has_no_known_defect(maker: Path, tmp_path: Path) -> None:
+    status, out, err = maker_says(maker, "card", *CELL_OPTIONS, "--into", str(tmp_path / "card"))
+    assert status == 0, err
+    assert [Path(line).name for line in out.splitlines()] == ["README.md", "README_zh.md"]
+    english = (tmp_path / "card" / "README.md").read_text()
+    assert "**State: planned.**" in english
+    assert "Gravel-8B-H100" in english and "Reported by others, not measured here" in english
+    for name in ("README.md", "README_zh.md"):
+        status, out, err = maker_says(maker, "card", "lint", str(tmp_path / "card" / name))
+        assert (status, err) == (0, ""), out
+
+
+def test_a_host_of_the_new_chip_is_looked_at(maker: Path) -> None:
+    status, out, _ = maker_says(maker, "doctor", "--chip", "zephyr-w3")
+    assert status == 0
+    assert "zephyr-smi" in out and "/dev/zephyr0" in out
+
+
+def test_where_a_value_comes_from_is_a_line_of_the_makers_own_file(maker: Path) -> None:
+    status, out, _ = maker_says(maker, "explain", "zephyr-w3/gravel-8b@fp16", "max_model_len", "--json")
+    assert status == 0
+    (origin,) = json.loads(out)
+    assert (origin["value"], Path(origin["file"]).name) == (8192, "gravel-8b.yaml")

@@ -75,7 +75,18 @@ def test_a_patch_set_is_made_encrypted_and_opened_again(made: tuple[Checkout, st
     wanted = repository.id("HEAD^{tree}")
     assert say(tmp_path, "patch", "keys", "keys").status == 0
     assert (tmp_path / "keys" / "private_key.pem").stat().st_mode & 0o777 == 0o600
-    words = ("--from", str(repository.folder), "--base", base, "--commit", commit, "--out", "engine/base", "--recipient", "keys/public_key.pem")
+    words = (
+        "--from",
+        str(repository.folder),
+        "--base",
+        base,
+        "--commit",
+        commit,
+        "--out",
+        "engine/base",
+        "--recipient",
+        "keys/public_key.pem",
+    )
     answer = say(tmp_path, "patch", *words, "--json")
     assert answer.status == 0, answer.err
     assert answer.document["tree"] == wanted != tree
