@@ -213,5 +213,5 @@ def test_a_host_of_the_new_chip_is_looked_at(maker: Path) -> None:
 def test_where_a_value_comes_from_is_a_line_of_the_makers_own_file(maker: Path) -> None:
     status, out, _ = maker_says(maker, "explain", "zephyr-w3/gravel-8b@fp16", "max_model_len", "--json")
     assert status == 0
-    (origin,) = json.loads(out)
+    origin = next(origin for origin in json.loads(out) if origin["key"] == "serve.args.max-model-len")
     assert (origin["value"], Path(origin["file"]).name) == (8192, "gravel-8b.yaml")

@@ -137,11 +137,11 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
     ("parts", "error"),
     [
         ((b"",), UnreachableError),
-        ((b"not HTTP at all\r\n\r\n",), UnreachableError),
+        ((b"not HTTP at all\r\n\r\n",), ServingError),
         ((b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",), UnreachableError),
         ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",), UnreachableError),
-        ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",), UnreachableError),
-        ((b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",), UnreachableError),
+        ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",), ServingError),
+        ((b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",), ServingError),
         ((b"HTTP/1.1 500 Oops\r\nContent-Length: 5\r\n\r\nwrong",), RefusedError),
         ((b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",), RefusedError),
         ((b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",), ServingError),
@@ -216,16 +216,16 @@ def test_an_answer_of_the_stub_arrives_whole_and_streamed() -> None:
 
 
 @pytest.mark.integration
-def test_each_thread_has_a_session_of_its_own() -> None:
+def test_each_thread_has_a_connection_of_its_own() -> None:
     with Stub() as stub:
         endpoint = Endpoint(stub.url, MODEL)
         seen: list[object] = []
-        threads = [threading.Thread(target=lambda: seen.append((endpoint.models(), endpoint._session())[1])) for _ in range(3)]
+        threads = [threading.Thread(target=lambda: seen.append((endpoint.models(), endpoint._connection())[1])) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert len({id(session) for session in seen}) == 3
+    assert len({id(connection) for connection in seen}) == 3
 
 
 @pytest.mark.integration
