@@ -32,7 +32,7 @@ FLOORS: Final = (
     ("supply", "trial"),
     ("stages",),
     ("house", "new"),
-    ("build", "doctor", "cards"),
+    ("build", "doctor", "cards", "convert"),
     ("pull",),
     ("show",),
     ("cli",),
