@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -224,7 +224,7 @@ class Endpoint:
         path = "/v1/completions"
         return self.post(path, {"model": self.model, "prompt": prompt, **parameters}).wanted(path)
 
-    def stream(self, messages: str | Sequence[JSON], **parameters: Any) -> Iterator[JSON]:
+    def stream(self, messages: str | Sequence[JSON], **parameters: Any) -> Generator[JSON, None, None]:
         """Yield the events of a streamed chat completion as they come, up to [DONE]; ending the iteration early hangs up.
 
         Raises RefusedError for another status than 200, and ServingError if the framing breaks (`parse_events`), the content type
@@ -232,7 +232,7 @@ class Endpoint:
         """
         return self.events("/v1/chat/completions", self.chat_body(messages, stream=True, **parameters))
 
-    def events(self, path: str, body: JSON) -> Iterator[JSON]:
+    def events(self, path: str, body: JSON) -> Generator[JSON, None, None]:
         """Yield the events that POST `path` is answered with, as `stream` does."""
         answer = self._connection().exchange(self.request("POST", path, body), self.read_timeout, self.largest)
         try:

@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 
 from pydantic import Field, ValidationError
 
@@ -24,7 +26,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Sample(Frozen):
-    """One question, asked once.
+    """One question, asked once; of several repeats the one with the number `repeat`, from 0.
 
     `correct` is null where nothing was graded: a request that failed (`error` says how) or an answer that was cut off at
     max_tokens (`finish_reason` "length"). `answer` is what the grader took from `text`, null where it found none.
@@ -41,6 +43,18 @@ class Sample(Frozen):
     latency_s: Seconds
     text: str
     error: str | None
+    repeat: Count = 0
+    cluster: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What no two samples of an evaluation share."""
+        return self.question_id, self.repeat
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request failed, so that nothing was graded."""
+        return self.error is not None
 
     @property
     def truncated(self) -> bool:
@@ -56,6 +70,8 @@ class Sample(Frozen):
 class Summary(Frozen):
     """The totals of an evaluation. n = correct + wrong + failed + truncated; the `empty` answers are among the wrong ones.
 
+    n counts samples: questions × `repeats`.
+
     `seconds` is the wall-clock time of the run that finished the evaluation; `reused` of its samples came from an earlier run
     that was interrupted, and took no part of it.
     """
@@ -70,33 +86,58 @@ class Summary(Frozen):
     seconds: Seconds
     reused: int
     fingerprint: JSON
+    repeats: Annotated[int, Field(ge=1)] = 1
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A finished evaluation: what it was (`fingerprint`) and what came out, sorted by question id."""
+    """A finished evaluation: what it was (`fingerprint`) and what came out, sorted by question id and repeat."""
 
     fingerprint: JSON
     records: tuple[Sample, ...]
     summary: Summary
 
 
+class Tally:
+    """The totals of samples that are counted one by one and not kept."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("n", "correct", "wrong", "failed", "truncated", "empty"), 0)
+        self.tokens = self.with_tokens = 0
+        self.repeats = 1
+
+    def add(self, record: Sample) -> None:
+        """Count one sample."""
+        counts = self.counts
+        counts["n"] += 1
+        counts["correct"] += record.correct is True
+        counts["wrong"] += record.correct is False
+        counts["failed"] += record.failed
+        counts["truncated"] += record.truncated
+        counts["empty"] += record.empty
+        self.repeats = max(self.repeats, record.repeat + 1)
+        if not record.failed and record.completion_tokens is not None:
+            self.tokens += record.completion_tokens
+            self.with_tokens += 1
+
+    def summary(self, fingerprint: JSON, seconds: float, reused: int) -> Summary:
+        """Return the totals. `seconds` and `reused` go into the summary as they are."""
+        return Summary(
+            **self.counts,
+            completion_tokens_mean=self.tokens / self.with_tokens if self.with_tokens else None,
+            seconds=seconds,
+            reused=reused,
+            fingerprint=fingerprint,
+            repeats=self.repeats,
+        )
+
+
 def summarize(records: Iterable[Sample], fingerprint: JSON, seconds: float, reused: int) -> Summary:
     """Count what came out. `seconds` and `reused` go into the summary as they are."""
-    kept = tuple(records)
-    tokens = [r.completion_tokens for r in kept if r.error is None and r.completion_tokens is not None]
-    return Summary(
-        n=len(kept),
-        correct=sum(r.correct is True for r in kept),
-        wrong=sum(r.correct is False for r in kept),
-        failed=sum(r.error is not None for r in kept),
-        truncated=sum(r.truncated for r in kept),
-        empty=sum(r.empty for r in kept),
-        completion_tokens_mean=sum(tokens) / len(tokens) if tokens else None,
-        seconds=seconds,
-        reused=reused,
-        fingerprint=fingerprint,
-    )
+    tally = Tally()
+    for record in records:
+        tally.add(record)
+    return tally.summary(fingerprint, seconds, reused)
 
 
 def json_lines(data: bytes, path: Path, error: type[ReleaseError]) -> Iterator[tuple[str, JSON]]:
@@ -104,6 +145,12 @@ def json_lines(data: bytes, path: Path, error: type[ReleaseError]) -> Iterator[t
 
     Raises `error` at the first line that is anything else, with its place. A last line without a line feed is a line too.
     """
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
+        yield f"{path}:{number}", json_line(line, number, path, error)
+
+
+def json_line(line: bytes, number: int, path: Path, error: type[ReleaseError]) -> JSON:
+    """Return the object in a line of a JSONL file, as strictly as `json_lines`."""
 
     def once(pairs: list[tuple[str, Any]]) -> JSON:
         if len({key for key, _ in pairs}) < len(pairs):
@@ -113,16 +160,15 @@ def json_lines(data: bytes, path: Path, error: type[ReleaseError]) -> Iterator[t
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
-        except (ValueError, RecursionError) as problem:
-            reason = "is blank" if not line.strip() else f"is no JSON: {problem}"
-            raise error(f"line {number} {reason}", where=where) from problem
-        if not isinstance(value, dict):
-            raise error(f"line {number} is JSON, and no object", where=where)
-        yield where, value
+    where = f"{path}:{number}"
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+    except (ValueError, RecursionError) as problem:
+        reason = "is blank" if not line.strip() else f"is no JSON: {problem}"
+        raise error(f"line {number} {reason}", where=where) from problem
+    if not isinstance(value, dict):
+        raise error(f"line {number} is JSON, and no object", where=where)
+    return value
 
 
 def complaint(problem: ValidationError) -> str:
@@ -131,17 +177,20 @@ def complaint(problem: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _parsed(data: bytes, path: Path) -> dict[str, Sample]:
-    records: dict[str, Sample] = {}
-    for where, value in json_lines(data, path, StageError) if data else ():
+def _parsed(lines: Iterable[bytes], path: Path) -> Iterator[tuple[bytes, Sample]]:
+    """Yield each line with the sample in it. Raises StageError at a line that holds none, or one that was there before."""
+    seen = set()
+    for number, line in enumerate(lines, 1):
+        value = json_line(line.removesuffix(b"\n"), number, path, StageError)
         try:
             record = Sample.model_validate(value)
         except ValidationError as problem:
-            raise StageError(f"no sample: {complaint(problem)}", where=where, next_step=ANEW) from problem
-        if record.question_id in records:
-            raise StageError(f"question {record.question_id!r} stands twice", where=where, next_step=ANEW)
-        records[record.question_id] = record
-    return records
+            raise StageError(f"no sample: {complaint(problem)}", where=f"{path}:{number}", next_step=ANEW) from problem
+        if record.key in seen:
+            again = f" (repeat {record.repeat})" if record.repeat else ""
+            raise StageError(f"question {record.question_id!r}{again} stands twice", where=f"{path}:{number}", next_step=ANEW)
+        seen.add(record.key)
+        yield line, record
 
 
 def _sidecar(path: Path) -> JSON:
@@ -174,25 +223,36 @@ def read_samples(path: Path) -> Samples:
         raise StageError("the evaluation is not finished", where=str(path), next_step="run it again: it resumes") from problem
     if side.get("samples-sha256") != _digest(data):
         raise StageError(f"the samples are not those that {SIDECAR} sums up", where=str(path), next_step=ANEW)
-    fingerprint, records = side["fingerprint"], tuple(_parsed(data, path).values())
+    fingerprint = side["fingerprint"]
+    records = tuple(record for _, record in _parsed(data.splitlines(keepends=True), path))
     if summary != summarize(records, fingerprint, summary.seconds, summary.reused):
         raise StageError("the summary is not the sum of the samples", where=str(path.with_name(SIDECAR)), next_step=ANEW)
-    return Samples(fingerprint, records, summary)
+    return Samples(_complete(fingerprint), records, summary)
+
+
+def _complete(fingerprint: JSON) -> JSON:
+    """Return a fingerprint with what was not said before there were repeats."""
+    return {"repeats": 1, **fingerprint}
 
 
 class Journal:
     """The samples file while it grows: a context manager that holds the file alone, and appends one whole line a sample.
 
-    Entering reads what an earlier run left. Samples under the same fingerprint are kept in `records`; a last line that was torn
-    by a crash is cut off; under another fingerprint the file starts anew. Raises StageError if another process writes it, if
-    samples lie there without `evaluation.json`, or if one of their lines is damaged.
+    Entering reads what an earlier run left. Under the same fingerprint its samples are kept, each of them heard by `check`, which may
+    raise; a last line that was torn by a crash is cut off; under another fingerprint the file starts anew. `known` holds the place of
+    each sample in the file, and no text: memory does not grow with what the model says. Raises StageError if another process writes
+    the file, if samples lie there without `evaluation.json`, or if one of their lines is damaged.
     """
 
-    def __init__(self, path: Path, fingerprint: JSON) -> None:
+    def __init__(self, path: Path, fingerprint: JSON, check: Callable[[Sample], None] = lambda record: None) -> None:
         self.path = path
         self.fingerprint = fingerprint
-        self.records: dict[str, Sample] = {}
+        self.known: dict[tuple[str, int], tuple[int, int]] = {}
         self.finished: Summary | None = None
+        self._check = check
+        self._tally = Tally()
+        self._end = 0
+        self._mutex = threading.Lock()
         self._descriptor = -1
 
     def __enter__(self) -> Journal:
@@ -216,32 +276,45 @@ class Journal:
             raise StageError("another evaluation writes this file", where=str(self.path), next_step="wait for it") from problem
 
     def _resume(self) -> None:
-        data = self.path.read_bytes()
-        side = _sidecar(self.path) if data else {}
-        if side.get("fingerprint") != self.fingerprint:
+        side = _sidecar(self.path) if self.path.stat().st_size else {}
+        if _complete(side.get("fingerprint") or {}) != _complete(self.fingerprint):
             os.ftruncate(self._descriptor, 0)
             self._write_sidecar(None, None)
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        self.records = _parsed(whole, self.path)
-        os.ftruncate(self._descriptor, len(whole))
-        if side.get("samples-sha256") == _digest(whole):
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for line, record in _parsed((line for line in file if line.endswith(b"\n")), self.path):
+                self._check(record)
+                self._note(record, len(line))
+                digest.update(line)
+        os.ftruncate(self._descriptor, self._end)
+        if side.get("samples-sha256") == f"sha256:{digest.hexdigest()}":
             self.finished = Summary.model_validate(side["summary"])
+
+    def _note(self, record: Sample, length: int) -> None:
+        self.known[record.key] = (self._end, length)
+        self._end += length
+        self._tally.add(record)
 
     def append(self, record: Sample) -> None:
         """Write one sample: one write of one whole line, so that a crash tears at most the last one. Safe from any thread."""
         line = _line(record)
-        if os.write(self._descriptor, line) != len(line):
-            raise StageError("a sample could not be written whole: is the disk full?", where=str(self.path))
-        self.records[record.question_id] = record
+        with self._mutex:
+            if os.write(self._descriptor, line) != len(line):
+                raise StageError("a sample could not be written whole: is the disk full?", where=str(self.path))
+            self._note(record, len(line))
 
     def finish(self, seconds: float, reused: int) -> Summary:
-        """Replace the file by one sorted by question id, whoever was answered first; write and return the summary."""
-        records = [self.records[key] for key in sorted(self.records)]
-        data = b"".join(map(_line, records))
-        summary = summarize(records, self.fingerprint, seconds, reused)
-        _replace(self.path, data)
-        self._write_sidecar(summary, _digest(data))
+        """Replace the file by one sorted by question id and repeat, whoever was answered first; write and return the summary."""
+        digest = hashlib.sha256()
+        with _replacing(self.path) as file:
+            for key in sorted(self.known):
+                offset, length = self.known[key]
+                line = os.pread(self._descriptor, length, offset)
+                digest.update(line)
+                file.write(line)
+        summary = self._tally.summary(self.fingerprint, seconds, reused)
+        self._write_sidecar(summary, f"sha256:{digest.hexdigest()}")
         return summary
 
     def _write_sidecar(self, summary: Summary | None, digest: str | None) -> None:
@@ -250,22 +323,24 @@ class Journal:
             "samples-sha256": digest,
             "summary": summary.model_dump() if summary else None,
         }
-        _replace(self.path.with_name(SIDECAR), json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+        with _replacing(self.path.with_name(SIDECAR)) as file:
+            file.write(json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def _line(record: Sample) -> bytes:
-    return json.dumps(record.model_dump(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return record.model_dump_json().encode() + b"\n"
 
 
 def _digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Hand out a file to write that takes the place of another one whole, or not at all."""
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

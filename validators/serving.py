@@ -49,8 +49,9 @@ def start(
 ) -> Server:
     """Start a container and return it once `health` answers 200; `stack` stops and removes it.
 
-    With `on_host` it listens on the host's own network, at `port`; else at a free port of ours. `command(publish, extra)` gives the `docker run` line for a published address and extra flags. Raises ServingError with the last
-    lines of the server's log as soon as the container ends, or after `within` seconds.
+    With `on_host` it listens on the host's own network, at `port`; else at a free port of ours. `command(publish, extra)` gives the
+    `docker run` line for a published address and extra flags. Raises ServingError with the last lines of the server's log as soon as
+    the container ends, or after `within` seconds.
     """
     name = f"release-{uuid4().hex[:12]}"
     host_port = free_port(port if on_host else 0)

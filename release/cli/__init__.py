@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from release import __version__
-from release.cli import card, host, sources, weights, work
+from release.cli import card, host, sources, validate, weights, work
 from release.cli import matrix as table
 from release.errors import ReleaseError
 
@@ -61,7 +61,7 @@ def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, en
 for command in (
     *(table.matrix_, table.explain, table.new),
     *(work.plan, work.build, work.pull, work.serve),
-    *(sources.unpatch, sources.patch, weights.weights, card.card),
+    *(sources.unpatch, sources.patch, weights.weights, validate.validate, card.card),
     *(host.doctor, host.base, host.completion),
 ):
     cli.add_command(command)

@@ -20,8 +20,10 @@ from stub import CONTEXT, MODEL, Stub, reply
 from release.errors import FetchError, MatrixError, ServingError, StageError
 from release.types import Accuracy
 from release.validators import accuracy as module
-from release.validators.accuracy import Question, evaluate, final_integer, grade, read_questions
+from release.validators.accuracy import evaluate, grade
 from release.validators.endpoint import Endpoint
+from release.validators.graders import final_integer
+from release.validators.questions import Question, read_questions
 from release.validators.samples import SIDECAR, Journal, Sample, Summary, read_samples
 
 JSON = dict[str, Any]

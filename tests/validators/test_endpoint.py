@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
+from hostile import sender, server
 from hypothesis import given
 from hypothesis import strategies as st
 from stub import MODEL, Stub
@@ -81,52 +79,6 @@ def test_no_bytes_break_the_parsers_in_another_way(data: bytes) -> None:
 def test_an_address_without_a_scheme_is_refused() -> None:
     with pytest.raises(ServingError, match="must begin with http"):
         Endpoint("127.0.0.1:8000", MODEL)
-
-
-@contextmanager
-def server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that does with each connection what `serve` says, and then closes it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                read_request(connection)
-                serve(connection)
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-
-
-def read_request(connection: socket.socket) -> None:
-    """Read to the end of the body: closing a socket with unread bytes resets the connection."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
-    while len(body) < length:
-        body += connection.recv(65536)
-
-
-def sender(*parts: bytes, pause: float = 0.0) -> Callable[[socket.socket], None]:
-    def serve(connection: socket.socket) -> None:
-        for part in parts:
-            try:
-                connection.sendall(part)
-            except OSError:
-                return
-            time.sleep(pause)
-
-    return serve
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
