@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from release.errors import PatchError, StageError
+from release.errors import MatrixError, PatchError, StageError
 from release.matrix.load import Matrix
 from release.oci import sha256_file
 from release.pipeline import Work
 from release.sources import deliver, opener, restore
-from release.types import JSON, Base, GitSource, Plan, Python, Wheel, dump, tuples
+from release.types import JSON, RELATIVE, Base, GitSource, Plan, Python, Wheel, dump, tuples
 
 if TYPE_CHECKING:
     from release.builders.wheels import Pin
@@ -180,27 +181,39 @@ def reads_checkpoint(plan: Plan, matrix: Matrix) -> JSON:
 
 
 def weights(work: Work) -> str:
-    """Bring the checkpoint into the cell's precision."""
-    from release.builders.weights import convert
+    """Bring the checkpoint into the cell's precision: by a conversion of ours, or by the tool that the cell names."""
+    from release.builders.weights.make import LOG, make
+    from release.builders.weights.recipe import Recipe
 
     (work.out / "model").mkdir()
-    facts = convert(
+    facts = make(
+        Recipe.model_validate(tuples(work.reads["recipe"])),
         work.inputs["checkpoint"] / "model",
         work.out / "model",
-        upstream=work.reads["upstream"],
-        precision=work.reads["precision"],
         line=work.line,
+        partial=work.partial(),
+        scratch=work.scratch,
+        log=work.out / LOG,
+        files={name: work.matrix.file(name) for name in work.reads["texts"]},
     )
     work.write("weights.json", facts)
     size = sum(file["bytes"] for file in facts["files"].values())
     if facts["upstream"] == facts["precision"]:
         return f"{facts['precision']} as upstream, {size / 1e6:.1f} MB"
-    return f"{facts['upstream']} → {facts['precision']}, {facts['converted']} tensors, {size / 1e6:.1f} MB"
+    by = f" by {facts['tool']} {facts['tool-version'] or ''}".rstrip() if "tool" in facts else ""
+    return f"{facts['upstream']} → {facts['precision']}{by}, {facts['converted']} tensors, {size / 1e6:.1f} MB"
 
 
 def reads_weights(plan: Plan, matrix: Matrix) -> JSON:
-    """The two precisions."""
-    return {"upstream": plan.model.precision, "precision": plan.precision}
+    """How the weights are made, and the texts of this matrix that a tool calibrates with."""
+    from release.builders.weights.recipe import recipe_for
+
+    recipe = recipe_for(plan)
+    texts = {}
+    for name in recipe.calibration:
+        with contextlib.suppress(MatrixError):  # a data set that has a name and is not here, as vendors' papers list them
+            texts[name] = sha256_file(matrix.file(name)) if RELATIVE.fullmatch(name) else None
+    return {"recipe": dump(recipe), "texts": {name: digest for name, digest in texts.items() if digest}}
 
 
 def wheel_sources(plan: Plan) -> list[Wheel]:
