@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -12,21 +12,16 @@ from typing import Any, Final, TypeVar
 
 from release.errors import MatrixError, ReleaseError, UsageError
 from release.matrix import parse
+from release.matrix.arguments import check_arguments, check_asked
 from release.matrix.load import Matrix, split
-from release.types import Argument, Arm, CellFile, Chip, Device, Dtype, Parallel, Plan, Serve
+from release.matrix.memory import plain
+from release.types import Argument, Arm, CellFile, Chip, Device, Dtype, Parallel, Plan, Serve, Source, split_cell
+from release.types.chip import MOST_MEMORY
 
-SECRET_ARGUMENT: Final = re.compile(r"(^|[-_])(api[-_]?key|token|secret|password|credentials?)$", re.IGNORECASE)
-"""Arguments of engines that carry a secret (`api-key`, `hf-token`); `max-num-batched-tokens` carries none."""
-RESERVED_ARGUMENTS: Final = {
-    "host": "the container's contract decides",
-    "port": "the port is serve.port",
-    "model": "the weights lie at /model",
-    "model-path": "the weights lie at /model",
-    **dict.fromkeys(("tensor-parallel-size", "tp", "tp-size"), "write parallel.tensor-parallel-size"),
-    **dict.fromkeys(("pipeline-parallel-size", "pp", "pp-size"), "write parallel.pipeline-parallel-size"),
-    **dict.fromkeys(("nnodes", "node-rank"), "the hosts follow from parallel and the chip's per-host"),
-}
 FLOATS: Final[dict[str, Dtype]] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
+
+MOST_DEVICES: Final = 16384
+"""Devices beyond which an option is a slip."""
 
 T = TypeVar("T")
 
@@ -70,8 +65,7 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
     wheels = arm.wheels or file.wheels
     if wheels is not None and chip.python is None:
         raise MatrixError(f"{path}:1: python: neither the cell nor chip {chip.id} says it")
-    _check_reference(matrix, cell, arm, path, arm_name)
-    _check_arguments(file, arm, path, arm_name)
+    _check(matrix, cell, file, path, asked)
     return Plan(
         cell=cell,
         chip=chip,
@@ -142,15 +136,24 @@ def _device(chip: Chip, asked: Asked, said: str | None, path: Path) -> Device | 
             raise UsageError(f"chip {chip.id} has no device {name!r}{parse.near(name, chip.devices)}", next_step=known)
         raise MatrixError(f"{parse.locate(path, 'device')}: chip {chip.id} has no device {name!r}", next_step=known)
     device = chip.devices[name]
-    return device if asked.memory is None else device.model_copy(update={"memory": asked.memory})
+    if asked.memory is None:
+        return device
+    if not (math.isfinite(asked.memory) and 0 < asked.memory <= MOST_MEMORY):
+        raise UsageError(
+            f"--device-memory {asked.memory:g}: no device has so much", next_step="give GiB of one device, as its own tool prints it"
+        )
+    return device.model_copy(update={"memory": asked.memory})
 
 
 def _parallel(said: Parallel | None, asked: Asked) -> Parallel | None:
+    """Return the layout that was asked for, as many replicas of it as the devices hold; None where one is to be chosen."""
     if asked.tensor_parallel_size is None and asked.pipeline_parallel_size is None:
         return None if asked.devices else said
-    return Parallel(
-        tensor_parallel_size=asked.tensor_parallel_size or 1, pipeline_parallel_size=asked.pipeline_parallel_size or 1
-    )
+    tp, pp = asked.tensor_parallel_size or 1, asked.pipeline_parallel_size or 1
+    if not (0 < tp <= MOST_DEVICES and 0 < pp <= MOST_DEVICES and 0 <= (asked.devices or 0) <= MOST_DEVICES):
+        raise UsageError(f"TP {tp} × PP {pp}: nobody has so many devices", next_step=f"give sizes from 1 to {MOST_DEVICES}")
+    replicas = max(1, (asked.devices or 0) // (tp * pp))
+    return Parallel(tensor_parallel_size=tp, pipeline_parallel_size=pp, replicas=replicas)
 
 
 def _digest(matrix: Matrix, relative: str, path: Path) -> str:
@@ -175,37 +178,62 @@ def _serve(shared: Serve, arm: Serve, asked: Asked) -> Serve:
         return shared
     merged: dict[str, Any] = {name: getattr(shared, name) for name in shared.model_fields_set}
     merged |= {name: getattr(arm, name) for name in arm.model_fields_set}
-    merged["args"] = {**shared.args, **arm.args, **asked.args}
+    args = {**shared.args, **arm.args}
+    spelled = {plain(name): name for name in args}
+    merged["args"] = args | {spelled.get(plain(name), name): value for name, value in asked.args.items()}
     merged["env"] = {**shared.env, **arm.env}
     return Serve(**merged)
 
 
-def _check_arguments(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None:
-    for said, place in ((file.serve.args, ("serve", "args")), (arm.serve.args, ("cells", arm_name, "serve", "args"))):
-        for name in said:
-            if (plain := name.replace("_", "-")) in RESERVED_ARGUMENTS:
-                raise MatrixError(
-                    f"{parse.locate(path, *place, name)}: is set by the pipeline", next_step=RESERVED_ARGUMENTS[plain]
-                )
-            if SECRET_ARGUMENT.search(name):
-                raise MatrixError(
-                    f"{parse.locate(path, *place, name)}: looks like a secret: secrets come from the environment, never from YAML"
-                )
+def _check(matrix: Matrix, cell: str, file: CellFile, path: Path, asked: Asked) -> None:
+    """Raise for what no type can see: references, sources and arguments of a cell, and the arguments that were asked for."""
+    arm_name = split_cell(cell)[2]
+    arm = file.cells[arm_name]
+    _check_reference(matrix, cell, arm, path, arm_name)
+    _check_sources(arm, file.sources, path, arm_name)
+    check_arguments(file, arm, path, arm_name)
+    check_asked(asked.args)
 
 
 def _check_reference(matrix: Matrix, cell: str, arm: Arm, path: Path, arm_name: str) -> None:
+    """Raise MatrixError unless the reference, and what it is compared with itself, are other cells of the same model that exist."""
     if arm.reference is None:
         return
-    place = ("cells", arm_name, "reference")
+    here = parse.locate(path, "cells", arm_name, "reference")
     if arm.reference == cell:
-        raise MatrixError(f"{parse.locate(path, *place)}: a cell cannot be its own reference")
-    try:
-        chip, model, other = split(arm.reference)
-        file, _ = matrix.cell_file(chip, model)
-    except UsageError as problem:
-        raise MatrixError(f"{parse.locate(path, *place)}: {problem.message}", next_step=problem.next_step) from problem
-    if other not in file.cells:
-        raise MatrixError(
-            f"{parse.locate(path, *place)}: there is no cell {arm.reference}{parse.near(other, file.cells)}",
-            next_step=f"{chip}/{model} is offered as {', '.join(file.cells)}",
-        )
+        raise MatrixError(f"{here}: a cell cannot be its own reference", next_step="name another cell of this model, or none")
+    following, seen = arm.reference, [cell]
+    while following:
+        try:
+            chip, model, other = split(following)
+            file, _ = matrix.cell_file(chip, model)
+        except UsageError as problem:
+            raise MatrixError(f"{here}: {problem.message}", next_step=problem.next_step) from problem
+        if other not in file.cells:
+            raise MatrixError(
+                f"{here}: there is no cell {following}{parse.near(other, file.cells)}",
+                next_step=f"{chip}/{model} is offered as {', '.join(file.cells)}",
+            )
+        if model != split_cell(cell)[1]:
+            raise MatrixError(
+                f"{here}: {following} is a cell of {model}: a cell is compared with the same model",
+                next_step=f"name a cell of {split_cell(cell)[1]}",
+            )
+        seen.append(following)
+        if seen.count(following) > 1:
+            raise MatrixError(
+                f"{here}: references go round in a circle: {' → '.join(seen)}", next_step="leave one of them out"
+            )
+        following = file.cells[other].reference or ""
+
+
+def _check_sources(arm: Arm, shared: tuple[Source, ...], path: Path, arm_name: str) -> None:
+    sources, prefix = (shared, ()) if arm.sources is None else (arm.sources, ("cells", arm_name))
+    seen: set[str] = set()
+    for number, source in enumerate(sources):
+        if source.name in seen:
+            raise MatrixError(
+                f"{parse.locate(path, *prefix, 'sources', number)}: there are two sources called {source.name}",
+                next_step="give each a name of its own",
+            )
+        seen.add(source.name)

@@ -1,4 +1,4 @@
-"""The matrix of one user: our folder, overlaid by theirs; chips, models and cells by id, and data files by path."""
+"""The matrix of one user: our folder, overlaid by theirs; chips, models, benchmarks and cells by id, and data files by path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from release.errors import MatrixError, UsageError
 from release.matrix import parse
-from release.types import PRECISIONS, CellFile, Chip, Frozen, Model, split_cell
+from release.types import PRECISIONS, Benchmark, CellFile, Chip, Frozen, Model, split_cell
 
 OURS: Final = Path(__file__).parent
 
@@ -37,6 +37,10 @@ class Matrix:
         """Return the files of all cells by `chip/model`, as they were when they were first asked for."""
         return self._cell_files
 
+    def benchmarks(self) -> dict[str, Path]:
+        """Return the files of all benchmarks by id, as they were when they were first asked for."""
+        return self._benchmarks
+
     @cached_property
     def _chips(self) -> dict[str, Path]:
         return self._named("chips")
@@ -44,6 +48,10 @@ class Matrix:
     @cached_property
     def _models(self) -> dict[str, Path]:
         return self._named("models")
+
+    @cached_property
+    def _benchmarks(self) -> dict[str, Path]:
+        return self._named("benchmarks")
 
     @cached_property
     def _cell_files(self) -> dict[str, Path]:
@@ -64,6 +72,12 @@ class Matrix:
         model = _read(self._one("model", name, self.models()), Model)
         self._same_id(model.id, name, self.models()[name])
         return model
+
+    def benchmark(self, name: str) -> Benchmark:
+        """Return a benchmark. Raises UsageError naming the near misses."""
+        benchmark = _read(self._one("benchmark", name, self.benchmarks()), Benchmark)
+        self._same_id(benchmark.id, name, self.benchmarks()[name])
+        return benchmark
 
     def cell_file(self, chip: str, model: str) -> tuple[CellFile, Path]:
         """Return the cell file of chip × model and its path. Raises UsageError where there is none, naming what there is."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Final
@@ -11,8 +13,8 @@ from release.matrix.tensors import Tensor, active_parameters, parameters, tensor
 from release.types import Architecture, Dtype, Parallel, Plan, Precision, Unknown
 
 __all__ = [
-    "GIB", "Demand", "Format", "Memory", "Tensor", "active_parameters", "demand_of", "feed_forward_bytes", "format_of", "kv_bytes", "memory_of",
-    "parameters", "partition", "plain", "settings", "tensors", "weight_bytes",
+    "GIB", "Demand", "Format", "Memory", "Tensor", "active_parameters", "assumed", "demand_of", "feed_forward_bytes", "format_of", "kv_bytes",
+    "longest", "memory_of", "parameters", "partition", "plain", "settings", "tensors", "weight_bytes",
 ]  # fmt: skip
 
 GIB: Final = 1 << 30
@@ -166,6 +168,39 @@ def demand_of(plan: Plan) -> Demand:
     )
 
 
+def assumed(plan: Plan) -> bool:
+    """Say whether nobody says how many sequences are served at once, so that 8 are assumed."""
+    said = settings(plan)
+    return not any(_number(said.get(name), -1) >= 0 for name in SEQUENCES)
+
+
+def longest(plan: Plan) -> float:
+    """Return how many tokens a sequence may have: the model's context, or what stretches it (`rope_scaling`) makes of that.
+
+    A stretch stands in the edits of config.json or in the serving arguments; one that says no factor sets no bound.
+    """
+    context = plan.model.architecture.context
+    for place in (plan.weights.config if plan.weights else {}, plan.engine_config, plan.serve.args):
+        for stretch in _stretches(place):
+            facts = stretch if isinstance(stretch, Mapping) else {}
+            factor = _number(facts.get("factor"), 0)
+            start = _number(facts.get("original_max_position_embeddings"), context)
+            return max(context, factor * start) if factor else float("inf")
+    return context
+
+
+def _stretches(tree: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what is said of stretched positions at any depth, JSON in a text included."""
+    for name, value in tree.items():
+        if isinstance(value, str) and value.startswith("{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if plain(name) in ("ropescaling", "ropeparameters") and value:
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _stretches(value)
+
+
 def format_of(plan: Plan) -> Format:
     """Return how the weights of a plan lie in memory: blocks are the cell's own, for fp8 else the checkpoint's."""
     block = (plan.weights.block if plan.weights else None) or (plan.model.checkpoint.block if plan.precision == "fp8" else None)
@@ -203,7 +238,7 @@ def weight_bytes(a: Architecture, f: Format, tp: int = 1, pp: int = 1) -> int:
     ends = up(a.vocabulary, tp) * a.hidden * f.floating
     kinds = min(a.moe.dense_layers, a.layers) if a.moe else a.layers
     fullest, start = 0, 0
-    for stage, layers in enumerate(sizes := partition(a.layers, pp)):
+    for stage, layers in enumerate(sizes := partition(a.layers, min(pp, a.layers))):
         plain = max(0, min(kinds, start + layers) - start)
         total = plain * dense + (layers - plain) * sparse
         if stage == 0:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, Literal
 
+from release.matrix.arguments import misspelt, unticked
 from release.matrix.division import OBSTACLES, obstacles, sizes
-from release.matrix.memory import FLOATS, GIB, Demand, Memory, demand_of, format_of, memory_of, partition
+from release.matrix.memory import FLOATS, GIB, Demand, Memory, assumed, demand_of, format_of, longest, memory_of, partition
 from release.matrix.vendor import demanded, demanded_of_layout
 from release.types import Base, Concern, GitSource, Parallel, Plan, Unknown, Wheel
 
@@ -26,7 +27,8 @@ def divided(plan: Plan, name: str) -> Iterator[Concern]:
             text = f"the vendor lists world size {plan.parallel.world_size}, but {message}"
             yield Concern(rule=name, severity="warn", message=text, next_step="an engine that does not pad refuses it")
         else:
-            yield Concern(rule=name, severity="refuse", message=message, next_step=_sizes_that_work(plan))
+            step = _sizes_that_work(plan) if name != "pipeline" else "use fewer pipeline stages: at most one a layer"
+            yield Concern(rule=name, severity="refuse", message=message, next_step=step)
 
 
 def uneven_stages(plan: Plan) -> Iterator[Concern]:
@@ -152,6 +154,29 @@ def adapters(plan: Plan) -> Iterator[Concern]:
         yield Concern(rule="adapters", severity="refuse", message=text, next_step="give it another name")
 
 
+def context(plan: Plan) -> Iterator[Concern]:
+    """No sequence is longer than the model can read: its context, or what a stretch of its positions makes of that."""
+    asked, most = demand_of(plan).context, longest(plan)
+    if asked > most:
+        yield Concern(
+            rule="context",
+            severity="refuse",
+            message=f"{asked} tokens a sequence are more than the {int(most)} that {plan.model.name} reads",
+            next_step=f"set max-model-len to {int(most)} at most, or stretch it: rope_scaling in weights.config (yarn)",
+        )
+
+
+def making(plan: Plan) -> Iterator[Concern]:
+    """Somebody says how quantised weights of a float model are made."""
+    if plan.weights is None and plan.precision not in FLOATS and plan.model.precision in FLOATS:
+        yield Concern(
+            rule="weights",
+            severity="warn",
+            message=f"how the {plan.precision} weights are made out of {plan.model.precision} is not said",
+            next_step="write weights: {tool: release} for our own conversion, or the vendor's tool and its commands",
+        )
+
+
 def memory(plan: Plan) -> Iterator[Concern]:
     """The weights, the cache and a reserve fit the device: for one sequence of full length, and for all that are served at once."""
     if plan.device is None or plan.parallel is None:
@@ -175,11 +200,12 @@ def memory(plan: Plan) -> Iterator[Concern]:
             next_step=_smaller(plan, demand, held),
         )
     elif not held.full:
-        fit = held.sequences or 0
+        fit, guess = held.sequences or 0, assumed(plan)
         yield Concern(
             rule="memory",
-            severity="warn",
-            message=f"{fit} of {held.asked} sequences of {held.context} tokens fit at once: with all of them {sum_of(held, held.asked)} "
+            severity="note" if guess else "warn",
+            message=(f"assumed: {held.asked} sequences; the cell does not say. " if guess else "")
+            + f"{fit} of {held.asked} sequences of {held.context} tokens fit at once: with all of them {sum_of(held, held.asked)} "
             f"{budget_of(held, demand, plan.device.memory)} GiB on each {plan.device.name}",
             next_step=f"set max-num-seqs to {fit}, or let sequences wait for one another",
         )
@@ -224,8 +250,12 @@ RULES: Final[tuple[Check, ...]] = (
     precision,
     floors,
     adapters,
-    demanded,
+    context,
     memory,
+    demanded,
+    making,
+    misspelt,
+    unticked,
     conflicts,
     pins,
 )
@@ -235,9 +265,13 @@ LAYOUT_RULES: Final[tuple[Check, ...]] = (*(partial(divided, name=name) for name
 
 
 def concerns(plan: Plan, rules: Iterable[Check] = RULES) -> tuple[Concern, ...]:
-    """Return what the rules say about a plan: refusals first, then warnings, then notes, each in the rules' order."""
-    found = [concern for rule in rules for concern in rule(plan)]
-    return tuple(sorted(found, key=lambda concern: ("refuse", "warn", "note").index(concern.severity)))
+    """Return what the rules say about a plan, as `ordered`."""
+    return ordered(concern for rule in rules for concern in rule(plan))
+
+
+def ordered(found: Iterable[Concern]) -> tuple[Concern, ...]:
+    """Return refusals first, then warnings, then notes, each in the order they come in; contradictions of papers are the last warnings."""
+    return tuple(sorted(found, key=lambda each: (("refuse", "warn", "note").index(each.severity), each.rule == "conflict")))
 
 
 def refused(plan: Plan, rules: Iterable[Check] = RULES) -> str | None:
@@ -261,7 +295,7 @@ def budget_of(held: Memory, demand: Demand, memory: float) -> str:
 def _smaller(plan: Plan, demand: Demand, held: Memory) -> str:
     """Return what to do about a model that does not start: fewer tokens, or more devices."""
     if held.tokens:
-        return f"set max-model-len to {held.tokens} at most, or use more devices"
+        return f"set max-model-len to {int(min(held.tokens, longest(plan)))} at most, or use more devices"
     assert plan.parallel and plan.device and not isinstance(plan.device.memory, Unknown)
     for size in sizes(demand.architecture, demand.format):
         layout = plan.parallel.model_copy(update={"tensor_parallel_size": size})

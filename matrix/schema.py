@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from release.types import CellFile, Chip, Frozen, Model
+from release.types import Benchmark, CellFile, Chip, Frozen, Model
 
 FOLDER: Final = Path(__file__).parent / "schemas"
-KINDS: Final[dict[str, type[Frozen]]] = {"chip": Chip, "model": Model, "cell": CellFile}
+KINDS: Final[dict[str, type[Frozen]]] = {"chip": Chip, "model": Model, "cell": CellFile, "benchmark": Benchmark}
 
 
 def schemas() -> dict[str, str]:
-    """Return the schema files by name: `chip.schema.json`, `model.schema.json`, `cell.schema.json` (JSON Schema 2020-12)."""
+    """Return the schema files by name: `chip.schema.json`, `model.schema.json`, … (JSON Schema 2020-12)."""
     return {
         f"{name}.schema.json": json.dumps(_schema(name, kind), indent=1, ensure_ascii=False) + "\n"
         for name, kind in KINDS.items()

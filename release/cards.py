@@ -24,7 +24,7 @@ def planned_record(study: Study) -> JSON:
         argv=start["argv"],
         env=plan.serve.env,
         memory=plan.serve.memory,
-        publish=f"127.0.0.1:{plan.serve.port}:{plan.serve.port}",
+        publish=f"127.0.0.1:{plan.serve.port}:{plan.serve.port}" if start["health"] else "",
         weights="$PWD/weights",
         extra=("--rm",),
     )

@@ -172,7 +172,7 @@ def run_command(
 ) -> list[str]:
     """Return the `docker run` line that starts a release: what the card prints and what the validators run.
 
-    `publish` is host:port:port (left out on the host's own network), `weights` the host folder that becomes /model, read-only. The
+    `publish` is host:port:port (left out on the host's own network, and where it is empty), `weights` the host folder that becomes /model, read-only. The
     container has a read-only root, no capabilities and no way to gain privileges, unless the chip's container contract says privileged.
     """
     line = ["docker", "run", *extra, "--read-only", "--tmpfs", "/tmp:exec" if container.exec_tmp else "/tmp"]
@@ -191,7 +191,7 @@ def run_command(
         line += ["--ulimit", f"{name}={value}"]
     for mount in container.mounts:
         line += ["--volume", mount]
-    line += ["--publish", publish] if container.network != "host" else []
+    line += ["--publish", publish] if publish and container.network != "host" else []
     line += ["--volume", f"{weights}:/model:ro"]
     for name, value in sorted({**container.env, **env}.items()):
         line += ["--env", f"{name}={value}"]

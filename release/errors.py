@@ -62,6 +62,10 @@ class PatchError(StageError):
     """A patch set is malformed, unsafe, not the pinned one, or does not apply."""
 
 
+class RequestError(PatchError):
+    """What was asked for is not there, or would replace what is: at the command line, whoever typed it made a mistake of usage."""
+
+
 class TemplateError(StageError):
     """A template cannot be rendered, or a value cannot be written into it safely."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from release.guard import Guard
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 class Session:
     """Made at the start of a run, closed at its end. Everything in it comes into being when it is first asked for.
 
-    `engine_kind` is "auto", "docker" or "podman"; `use_build_cache` lets the engine reuse its own layers.
+    `engine_kind` is "auto", "docker" or "podman"; `use_build_cache` lets the engine reuse its own layers. `patch_key` is the file of the
+    private key for encrypted patches (None: the environment's); with `offline`, repositories and wheels come from the store alone.
     """
 
-    def __init__(self, engine_kind: str = "auto", *, use_build_cache: bool = True) -> None:
+    def __init__(
+        self, engine_kind: str = "auto", *, use_build_cache: bool = True, patch_key: Path | None = None, offline: bool = False
+    ) -> None:
         self.engine_kind = engine_kind
         self.use_build_cache = use_build_cache
+        self.patch_key = patch_key
+        self.offline = offline
         self._stack = ExitStack()
         self._lock = threading.RLock()
         self._engine: Engine | None = None

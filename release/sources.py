@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from release.errors import StageError, UsageError
 from release.matrix.parse import plain
@@ -59,10 +60,10 @@ def digest_of(delivery: Delivery) -> str | None:
     return next(iter(found.values())) if len(found) == 1 else sha256(canonical(found)) if found else None
 
 
-def restore(delivery: Delivery, source: GitSource, into: Path, scratch: Path) -> JSON:
+def restore(delivery: Delivery, source: GitSource, into: Path, scratch: Path, key: Path | None = None) -> JSON:
     """Write the restored tree of a source into `into` and return what it is. Raises PatchError where a pin does not hold.
 
-    Encrypted patches are opened with the key that RELEASE_PATCH_KEY holds or RELEASE_PATCH_KEY_FILE names.
+    Encrypted patches are opened with the private key in the file `key`, or else with the one that RELEASE_PATCH_KEY holds.
     """
     from release.patches.unpatch import unpatch
 
@@ -73,9 +74,10 @@ def restore(delivery: Delivery, source: GitSource, into: Path, scratch: Path) ->
     if isinstance(pinned, str) and pins is None and pinned != found:
         raise StageError(
             f"the {len(paths)} patches of {source.name} have sha256 {str(found)[7:15]}… together, the matrix says {pinned[7:15]}…",
-            next_step="one was replaced in place: find out what changed, and pin the new digest if it is meant",
+            next_step="one was replaced in place: find out what changed; if it is meant, write "
+            f"{found} into the cell's YAML, as sha256 of the source's vendor-patch",
         )
-    result = unpatch(delivery, into=into, scratch=scratch, decrypt=opener(), pins=pins)
+    result = unpatch(delivery, into=into, scratch=scratch, decrypt=opener(key), pins=pins)
     if source.tree and source.tree != result.tree:
         raise StageError(f"the restored tree of {source.name} is {result.tree}, the matrix says {source.tree}")
     return {"name": source.name, "repository": delivery.roots[0].mirror.name, "delivery": found, **facts_of(result)}
@@ -112,36 +114,70 @@ class Wanted:
 
 
 def unpatch_source(
-    store: Store, address: str, wanted: Wanted, key: Path | None, into: Path | None, *, offline: bool, fix: bool
+    store: Store,
+    address: str,
+    wanted: Wanted,
+    key: Path | None,
+    into: Path | None,
+    *,
+    offline: bool,
+    fix: bool,
+    accept_changed: bool = False,
 ) -> JSON:
-    """Restore a source by its address into `into` (by default a folder with the repository's name) and return what it is."""
+    """Restore a source by its address into `into` (by default a folder with the repository's name) and return what it is.
+
+    Raises PatchError where a patch that was restored before was replaced in place, unless that is accepted; RequestError for what is
+    not there, and for a folder that is taken.
+    """
+    from release.patches.memory import compare, remember
+    from release.patches.unpatch import refuse_taken, unpatch
+
+    folder = (into or Path(PurePosixPath(address.rstrip("/")).name.removesuffix(".git"))).absolute()
+    refuse_taken(folder, address)
+    found = _delivery(store, address, wanted, key, offline=offline)
+    if not accept_changed:
+        compare(found)
+    result = unpatch(found, into=folder, scratch=store.scratch(), decrypt=opener(key), fix_whitespace=fix)
+    remember(store, found)
+    return {
+        "name": found.name,
+        "repository": found.roots[0].mirror.name,
+        "folder": str(folder),
+        "delivery": digest_of(found),
+        **facts_of(result),
+    }
+
+
+def _delivery(store: Store, address: str, wanted: Wanted, key: Path | None, *, offline: bool) -> Delivery:
+    """Return the base and the patches of a source that no cell names."""
     from release.patches.delivery import series
     from release.patches.flagscale import Wanted as Patches
     from release.patches.flagscale import delivery
     from release.patches.mirror import Mirror
     from release.patches.read import patch_set
-    from release.patches.unpatch import unpatch
 
+    _refuse_no_repository(address, *wanted.submodules.values())
     mirror = Mirror(store, address, offline=offline)
     submodules = {path: Mirror(store, url, offline=offline) for path, url in wanted.submodules.items()}
     if wanted.form == "series":
         patches = patch_set(wanted.patches, decrypt=opener(key)) if wanted.patches else None
-        found = series(mirror, mirror.commit(wanted.revision), patches, submodules=submodules)
-    else:
-        if not wanted.device_type:
-            raise UsageError("FlagScale's patches lie below a device type", next_step="give it with --device-type Vendor_Model")
-        what = Patches(wanted.device_type, wanted.commit_id, wanted.backends, wanted.task)
-        read = partial(plain, name=f"{mirror.name}: its YAML files")
-        found = delivery(mirror, what, revision=wanted.revision, submodules=submodules, read_yaml=read)
-    folder = (into or Path(PurePosixPath(address.rstrip("/")).name.removesuffix(".git"))).absolute()
-    result = unpatch(found, into=folder, scratch=store.scratch(), decrypt=opener(key), fix_whitespace=fix)
-    return {
-        "name": found.name,
-        "repository": mirror.name,
-        "folder": str(folder),
-        "delivery": digest_of(found),
-        **facts_of(result),
-    }
+        return series(mirror, mirror.commit(wanted.revision), patches, submodules=submodules)
+    if not wanted.device_type:
+        raise UsageError("FlagScale's patches lie below a device type", next_step="give it with --device-type Vendor_Model")
+    what = Patches(wanted.device_type, wanted.commit_id, wanted.backends, wanted.task)
+    read = partial(plain, name=f"{mirror.name}: its YAML files")
+    return delivery(mirror, what, revision=wanted.revision, submodules=submodules, read_yaml=read)
+
+
+def _refuse_no_repository(*addresses: str) -> None:
+    """Refuse local folders that are no repositories before anything is made for them; of servers, git itself says it."""
+    from release.patches.borrow import git_directory
+    from release.patches.mirror import spoken
+
+    for address in addresses:
+        parts = urlsplit(spoken(address))
+        if parts.scheme == "file" and not parts.netloc:
+            git_directory(Path(unquote(parts.path)), address)
 
 
 def diagnose_patches(
@@ -167,6 +203,7 @@ def diagnose_patches(
     pieces = pieces_of(patches, opener(key), scratch=scratch)
     place, bring = Path(repository), None
     if not place.is_dir():
+        _refuse_no_repository(repository)
         mirror = Mirror(store, repository, offline=offline)
         if not offline:
             mirror.refresh()

@@ -28,7 +28,8 @@ def fetch(work: Work) -> str:
     brought = []
     for source in _repositories(work):
         work.line.note(f"{source.name}: bringing {source.repository}")
-        roots = deliver(work.store, source, _patch_set(work.matrix, source.patches), offline=False).roots
+        patches = _patch_set(work, source.patches)
+        roots = deliver(work.store, source, patches, offline=work.session.offline).roots
         brought.append((source.name, {root.path or ".": root.commit for root in roots}))
     work.write("git.json", [{"name": name, "commits": commits} for name, commits in brought])
     said = [f"{wheel['name']} {wheel['version']}" for wheel in found]
@@ -64,7 +65,7 @@ def unpatch(work: Work) -> str:
             found.append({**wheel, "patches": []})
             continue
         work.line.note(f"{source.wheel}: reading patches")
-        patches = patch_set(matrix_patches(work.matrix, source.patches))
+        patches = patch_set(matrix_patches(work.matrix, source.patches), decrypt=opener(work.session.patch_key))
         _same_patches(work, source, [patch.sha256 for patch in patches.patches])
         work.line.note(f"{source.wheel}: applying {len(patches.patches)} patches")
         made = patch_wheel(file, patches, work.out / "wheels", work.scratch)
@@ -84,8 +85,8 @@ def unpatch(work: Work) -> str:
     restored = []
     for git in _repositories(work):
         work.line.note(f"{git.name}: restoring its tree")
-        delivery = deliver(work.store, git, _patch_set(work.matrix, git.patches), offline=True)
-        restored.append(restore(delivery, git, work.out / "sources" / git.name, work.scratch))
+        delivery = deliver(work.store, git, _patch_set(work, git.patches), offline=True)
+        restored.append(restore(delivery, git, work.out / "sources" / git.name, work.scratch, work.session.patch_key))
     work.write("git.json", restored)
     trees = [*(wheel for wheel in found if wheel["patches"]), *restored]
     return (
@@ -237,10 +238,10 @@ def _download(work: Work, pins: Sequence[Pin]) -> list[JSON]:
     return download(pins, python, architecture, store=work.store, partial=work.partial(), out=work.out / "wheels", line=work.line)
 
 
-def _patch_set(matrix: Matrix, relative: str | None) -> PatchSet | None:
+def _patch_set(work: Work, relative: str | None) -> PatchSet | None:
     from release.patches.read import patch_set
 
-    return patch_set(matrix_patches(matrix, relative), decrypt=opener()) if relative else None
+    return patch_set(matrix_patches(work.matrix, relative), decrypt=opener(work.session.patch_key)) if relative else None
 
 
 def _patch_digests(plan: Plan, matrix: Matrix, sources: Iterable[Wheel | GitSource]) -> dict[str, list[str]]:

@@ -22,6 +22,11 @@ def serve(work: Work) -> str:
     """Start the image by digest with the card's own command, and wait until it is healthy."""
     if work.reads["unknown"]:
         raise StageError(work.reads["unknown"])
+    if not work.reads["health"]:
+        raise StageError(
+            "this cell has no server to validate: what it starts answers one question and ends",
+            next_step="build it with --until image; a service that the vendor's table ticks is a feature of the cell",
+        )
     server = _server(work, work.task.key, work.reads)
     (work.out / "server.log").write_text(server.log())
     work.write("serve.json", {"ready-after": server.ready_after, **launch_facts(work)})
@@ -29,8 +34,8 @@ def serve(work: Work) -> str:
 
 
 def reads_serve(plan: Plan, matrix: Matrix | None = None) -> JSON:
-    """How the engine is started, and how its container reaches the device."""
-    from release.builders.engines import engine_named
+    """How the engine is started and where it says that it serves (nowhere: no server), and how its container reaches the device."""
+    from release.builders.engines import engine_named, health_of
 
     engine = engine_named(plan.engine)
     try:
@@ -39,7 +44,7 @@ def reads_serve(plan: Plan, matrix: Matrix | None = None) -> JSON:
         argv, reason = [], f"{problem.message} {problem.next_step}".strip()
     return {
         "engine": plan.engine,
-        "health": engine.HEALTH,
+        "health": health_of(engine, plan),
         "argv": argv,
         "unknown": reason,
         "serve": dump(plan.serve),

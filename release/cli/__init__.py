@@ -61,7 +61,7 @@ def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, en
 for command in (
     *(table.matrix_, table.explain, table.new),
     *(work.plan, work.build, work.pull, work.serve),
-    *(sources.unpatch, sources.patch, weights.weights, validate.validate, card.card),
+    *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card),
     *(host.doctor, host.base, host.completion),
 ):
     cli.add_command(command)

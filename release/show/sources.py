@@ -27,7 +27,8 @@ def restored(found: list[JSON], *, as_json: bool) -> str:
     parts: list[object] = []
     for source in found:
         table = bare()
-        table.add_row("source", f"[bold]{escape(source['name'])}[/]  {escape(source['repository'])}")
+        repository = "" if source["repository"] == source["name"] else f"  {escape(source['repository'])}"
+        table.add_row("source", f"[bold]{escape(source['name'])}[/]{repository}")
         table.add_row("base", f"{source['base']}  tree {source['base-tree']}")
         for patch in source["patches"]:
             how = (
@@ -56,7 +57,7 @@ def made(result: Made, *, as_json: bool) -> str:
         table.add_row("patch", f"{patch.file}  {patch.sha256}{'  encrypted' if patch.plaintext_sha256 else ''}")
     table.add_row("set", f"{result.folder}; it was applied to the base and gave this very tree")
     if result.left_out:
-        table.add_row("left out", escape(", ".join(result.left_out[:SHOWN])) + ": changed in the checkout, but not in the commit")
+        table.add_row("left out", escape(", ".join(result.left_out[:SHOWN])) + ": changed in the checkout and not committed")
     return text(table)
 
 

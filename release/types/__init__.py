@@ -1,5 +1,6 @@
 """The words of the house as frozen types: chip, model, cell, plan, verdict. Nothing here does anything."""
 
+from release.types.benchmark import Benchmark, Data, Margin, Sampling
 from release.types.cell import (
     Accuracy,
     Arm,
@@ -13,6 +14,7 @@ from release.types.cell import (
     Source,
     Trial,
     VendorPatch,
+    Waiver,
     Weights,
     Wheel,
 )
@@ -51,10 +53,10 @@ from release.types.words import (
 )
 
 __all__ = [
-    "CELL", "COMMIT", "ENV_NAME", "IMAGE", "JSON", "PRECISIONS", "RELATIVE", "SECRET", "SHA256", "SIZE", "SLUG", "Access", "Accuracy",
-    "Architecture", "Argument", "Arm", "Base", "Bootstrap", "ByteSize", "CellFile", "Checkpoint", "Chip", "Concern", "Conflict",
-    "Container", "Device", "Digest", "Dtype", "Environment", "Experts", "Frozen", "GitSource", "Host", "Hub", "ImageReference",
-    "LatentAttention", "Model", "Parallel", "Plan", "Precision", "Python", "RelativePath", "Reported", "Rule", "Score", "Serve",
-    "Slug", "Source", "State", "Status", "Tool", "Trial", "Unknown", "VendorPatch", "Verdict", "Weights", "Wheel", "When", "dump", "kebab",
-    "split_cell", "state_of", "tag_of", "tuples",
+    "CELL", "COMMIT", "ENV_NAME", "IMAGE", "JSON", "PRECISIONS", "RELATIVE", "SECRET", "SHA256", "SIZE", "SLUG", "Access",
+    "Accuracy", "Architecture", "Argument", "Arm", "Base", "Benchmark", "Bootstrap", "ByteSize", "CellFile", "Checkpoint", "Chip",
+    "Concern", "Conflict", "Container", "Data", "Device", "Digest", "Dtype", "Environment", "Experts", "Frozen", "GitSource", "Host",
+    "Hub", "ImageReference", "LatentAttention", "Margin", "Model", "Parallel", "Plan", "Precision", "Python", "RelativePath",
+    "Reported", "Rule", "Sampling", "Score", "Serve", "Slug", "Source", "State", "Status", "Tool", "Trial", "Unknown", "VendorPatch",
+    "Verdict", "Waiver", "Weights", "Wheel", "When", "dump", "kebab", "split_cell", "state_of", "tag_of", "tuples",
 ]  # fmt: skip

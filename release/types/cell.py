@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from datetime import date
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from release.types.chip import Access, Base, Container
+from release.types.chip import Access, Base, Container, Count
 from release.types.words import (
     Argument,
     ByteSize,
@@ -23,6 +24,8 @@ from release.types.words import (
     Version,
     matching,
 )
+
+DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Wheel(Frozen):
@@ -149,16 +152,18 @@ class Weights(Frozen):
 class Accuracy(Frozen):
     """A question set and the rule of its verdict.
 
-    `margin` is the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points).
+    Each question is asked `repeats` times, each time with a seed of its own: worth while at a temperature above 0. `margin` is the non-inferiority
+    margin of the difference candidate − reference, as a share (0.02 = 2 points).
     """
 
     questions: RelativePath
     sha256: Digest
-    grader: Literal["final-integer"]
+    grader: Literal["final-integer", "last-number", "boxed-integer", "exact", "choice-letter", "yes-no", "choice-loglikelihood"]
     margin: float = Field(gt=0, lt=1)
     max_tokens: int = Field(gt=0)
     temperature: float = Field(default=0.0, ge=0)
     seed: int = 0
+    repeats: int = Field(default=1, ge=1, le=1000)
     concurrency: int = Field(default=32, ge=1, le=1024)
 
 
@@ -197,6 +202,29 @@ class Conflict(Frozen):
     source: str
 
 
+def _day(value: str) -> str:
+    if not DAY.fullmatch(value):
+        raise ValueError(f"{value!r} is not a day such as 2026-12-31")
+    date.fromisoformat(value)
+    return value
+
+
+class Waiver(Frozen):
+    """A verdict that is let pass for a while, by somebody, for a reason, and not beyond a bound.
+
+    `validator` is the verdict's name, `benchmark` the one of several. `bound` stands in for the margin, in its unit (for accuracy a share:
+    0.05 = 5 points); none where the validator measures nothing. `expires` is the last day that it holds, as 2026-12-31.
+    """
+
+    validator: Slug
+    benchmark: Slug | None = None
+    bound: float | None = Field(default=None, gt=0)
+    reason: str = Field(min_length=8)
+    owner: str = Field(min_length=2)
+    issue: str = Field(min_length=2)
+    expires: Annotated[str, AfterValidator(_day)]
+
+
 class Arm(Frozen):
     """What differs for one precision (and variant) of a cell file. What is not said is taken from the file."""
 
@@ -211,12 +239,13 @@ class Arm(Frozen):
     container: Container | None = None
     serve: Serve = Serve()
     parallel: Parallel | None = None
-    world_sizes: tuple[int, ...] | None = None
+    world_sizes: tuple[Count, ...] | None = None
     engine_config: dict[str, Any] = {}
     weights: Weights | None = None
     features: tuple[Slug, ...] = ()
     trials: tuple[Trial, ...] | None = None
     reported: tuple[Reported, ...] | None = None
+    waivers: tuple[Waiver, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     note: str = ""
 
@@ -240,7 +269,7 @@ class CellFile(Frozen):
     container: Container | None = None
     serve: Serve = Serve()
     parallel: Parallel | None = None
-    world_sizes: tuple[int, ...] = ()
+    world_sizes: tuple[Count, ...] = ()
     engine_config: dict[str, Any] = {}
     features: tuple[Slug, ...] = ()
     adapters: dict[str, str] = {}
@@ -248,6 +277,7 @@ class CellFile(Frozen):
     accuracy: Accuracy | None = None
     trials: tuple[Trial, ...] = ()
     reported: tuple[Reported, ...] = ()
+    waivers: tuple[Waiver, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     documents: tuple[str, ...] = ()
     note: str = ""

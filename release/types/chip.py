@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from release.types.words import (
     Argument,
@@ -20,6 +20,29 @@ from release.types.words import (
     Version,
     matching,
 )
+
+MOST_MEMORY: Final = 1e6
+"""GiB of one device beyond which a figure is a slip."""
+
+Name = Annotated[str, matching(re.compile(r"(?s).*\S.*"), "a name: it says nothing")]
+Mount = Annotated[
+    str, matching(re.compile(r"/[^:]*:/[^:]*(:(ro|rw))?"), "a mount of the form /on/the/host:/in/the/container, with :ro or without")
+]
+Figure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _one_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as problem:
+        raise ValueError(f"{pattern!r} is no regular expression: {problem}") from problem
+    if groups != 1:
+        raise ValueError(f"{pattern!r} has {groups} groups and must have one: what it finds; write (?:…) for the others")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_one_group)]
 
 
 class Bootstrap(Frozen):
@@ -67,7 +90,7 @@ class Container(Frozen):
     """How a container reaches the device, and what it may do; `exec-tmp`: run what it has compiled, kernels for one, in /tmp."""
 
     devices: tuple[str, ...] = ()
-    mounts: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
     privileged: bool = False
     gpus: Literal["all"] | None = None
     network: Literal["bridge", "host"] = "bridge"
@@ -89,12 +112,12 @@ class Device(Frozen):
     by type (`bf16`, `fp16`, `int8`, `fp8`), `per-host` how many a usual host has.
     """
 
-    name: str
-    memory: float | Unknown = Field(union_mode="left_to_right")
-    bandwidth: float | Unknown = Field(union_mode="left_to_right")
-    compute: dict[Literal["bf16", "fp16", "fp32", "int8", "fp8"], float] = {}
-    interconnect: float | Unknown = Unknown(unknown="nobody has said it")
-    per_host: int | Unknown
+    name: Name
+    memory: Annotated[float, Field(gt=0, le=MOST_MEMORY, allow_inf_nan=False)] | Unknown = Field(union_mode="left_to_right")
+    bandwidth: Figure | Unknown = Field(union_mode="left_to_right")
+    compute: dict[Literal["bf16", "fp16", "fp32", "int8", "fp8"], Figure] = {}
+    interconnect: Figure | Unknown = Unknown(unknown="nobody has said it")
+    per_host: Count | Unknown
     source: str
 
 
@@ -105,9 +128,9 @@ class Tool(Frozen):
     """
 
     command: tuple[str, ...] = Field(min_length=1)
-    driver: str | None = None
-    device: str | None = None
-    memory: str | None = None
+    driver: Pattern | None = None
+    device: Pattern | None = None
+    memory: Pattern | None = None
 
 
 class Host(Frozen):
@@ -147,11 +170,11 @@ class Rule(Frozen):
     precisions: tuple[Precision, ...] = ()
     env: Environment = {}
     args: dict[str, Argument] = {}
-    multiples: dict[str, int] = {}
+    multiples: dict[str, Count] = {}
     world_size: Literal["even"] | None = None
     without: tuple[Slug, ...] = ()
     weights: Literal["float"] | None = None
-    most: int | None = None
+    most: int | None = Field(default=None, ge=0)
     severity: Literal["refuse", "warn"] = "refuse"
     reason: str
     source: str
@@ -165,11 +188,11 @@ class Chip(Frozen):
     """
 
     id: Slug
-    name: str
-    vendor: str
+    name: Name
+    vendor: Name
     architecture: Literal["amd64", "arm64"]
     precisions: tuple[Precision, ...] = Field(min_length=1)
-    dtypes: tuple[Dtype, ...] = ("bf16",)
+    dtypes: tuple[Dtype, ...] = Field(default=("bf16",), min_length=1)
     devices: dict[Slug, Device] = {}
     base: Base | None = None
     python: Python | None = None

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from release.types.chip import Access
+from release.types.chip import Access, Name
 from release.types.words import Commit, Digest, Floor, Frozen, Precision, RelativePath, Slug, Unknown
 
 
@@ -28,7 +28,7 @@ class Experts(Frozen):
 class LatentAttention(Frozen):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): ranks and head dimensions as in config.json."""
 
-    q_lora_rank: int | None = None
+    q_lora_rank: int | None = Field(default=None, gt=0)
     kv_lora_rank: int = Field(gt=0)
     qk_nope_head_dim: int = Field(gt=0)
     qk_rope_head_dim: int = Field(gt=0)
@@ -42,7 +42,7 @@ class Architecture(Frozen):
     prediction that the checkpoint carries beside the `layers`.
     """
 
-    class_: str = Field(alias="class")
+    class_: Name = Field(alias="class")
     layers: int = Field(gt=0)
     hidden: int = Field(gt=0)
     intermediate: int = Field(gt=0)
@@ -57,6 +57,12 @@ class Architecture(Frozen):
     moe: Experts | None = None
     mla: LatentAttention | None = None
     nextn_layers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _shared(self) -> Architecture:
+        if self.mla is None and self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads do not share {self.kv_heads} kv-heads equally: heads must be a multiple of kv-heads")
+        return self
 
 
 class Hub(Frozen):
@@ -78,7 +84,7 @@ class Checkpoint(Frozen):
     hub: Hub | None = None
     access: Access | None = None
     files: dict[RelativePath, Digest] = {}
-    block: int | None = None
+    block: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one(self) -> Checkpoint:
@@ -96,9 +102,9 @@ class Model(Frozen):
     """
 
     id: Slug
-    name: str
+    name: Name
     family: Slug
-    vendor: str
+    vendor: Name
     license: Slug
     languages: tuple[Slug, ...] = ("en",)
     description: str

@@ -16,7 +16,9 @@ def test_the_schema_that_lies_here_is_the_one_of_the_types(name: str) -> None:
     assert (FOLDER / name).read_text() == schemas()[name], "make schemas writes them anew"
 
 
-@pytest.mark.parametrize(("name", "key"), [("chip", "container"), ("model", "architecture"), ("cell", "serve")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("chip", "container"), ("model", "architecture"), ("cell", "serve"), ("benchmark", "margin")]
+)
 def test_a_schema_knows_the_keys_as_yaml_spells_them_and_no_others(name: str, key: str) -> None:
     schema = json.loads(schemas()[f"{name}.schema.json"])
     assert key in schema["properties"]
@@ -26,7 +28,7 @@ def test_a_schema_knows_the_keys_as_yaml_spells_them_and_no_others(name: str, ke
 
 def files() -> list[tuple[str, Path]]:
     known = Matrix()
-    kinds = (("chip", known.chips()), ("model", known.models()), ("cell", known.cell_files()))
+    kinds = (("chip", known.chips()), ("model", known.models()), ("cell", known.cell_files()), ("benchmark", known.benchmarks()))
     return [(kind, path) for kind, paths in kinds for path in paths.values()]
 
 

@@ -217,6 +217,13 @@ def test_a_reported_table_loses_no_places() -> None:
     assert (line.candidate, line.reference) == ("0.600", "0.608") and line.judgement.finding is U
 
 
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0, 1e300, 1e-300, 101.0])
+def test_a_reported_figure_that_is_no_score_proves_nothing(figure: float) -> None:
+    score = {"benchmark": "GSM8K", "candidate": figure, "reference": 95.75}
+    table = Reported.model_validate({"source": "a card", "candidate": "b", "reference": "a", "scores": (score,)})
+    assert verdict_of_reported(table, BENCHMARKS).lines[0].judgement.finding in (U, Finding.REGRESSED)
+
+
 def test_a_card_is_text_and_json() -> None:
     found = card(QWEN3)
     lines = found.text().splitlines()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +190,32 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(prompts: Path, tmp_pa
         assert len(oracle.requests) == asked and again.facts["files"] == done.facts["files"]
 
 
+def test_a_killed_recording_loses_at_most_what_was_in_flight(prompts: Path, tmp_path: Path) -> None:
+    asked = spec(prompts)
+    program = (
+        "from pathlib import Path\nfrom release.types.consistency import Examination\n"
+        "from release.validators.consistency import record_reference\nfrom release.validators.endpoint import Endpoint\n"
+        "import sys\nrecord_reference(Endpoint(sys.argv[1], sys.argv[2]), Examination.model_validate_json(sys.argv[3]), "
+        "Path(sys.argv[4]), Path(sys.argv[5]))\n"
+    )
+    words = [MODEL, asked.model_dump_json(by_alias=True), str(prompts), str(tmp_path / "trace")]
+    with Oracle("slow") as oracle:
+        process = subprocess.Popen([sys.executable, "-c", program, oracle.url, *words])
+        try:
+            deadline = time.monotonic() + 60
+            while len(oracle.requests) < 100 and time.monotonic() < deadline:
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.wait()
+        oracle.defects.clear()
+        record_reference(client(oracle), asked, prompts, tmp_path / "trace")
+        total = len(oracle.requests)
+    with Oracle() as oracle:
+        record_reference(client(oracle), asked, prompts, tmp_path / "whole")
+        assert len(oracle.requests) <= total <= len(oracle.requests) + asked.concurrency
+
+
 def test_a_trace_that_was_changed_or_recorded_otherwise_is_refused(trace: Trace, prompts: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -223,6 +251,11 @@ def test_folders_are_compared_without_a_server(trace: Trace, prompts: Path, tmp_
         assert found.caught_by == "identity" and oracle.requests == []
 
 
+def test_what_was_thought_is_part_of_an_answer() -> None:
+    thought = choice(message={"content": None, "reasoning_content": "hm"}, finish_reason="length")
+    assert read_answer(thought) == {"prompt": None, "ids": None, "text": "hm", "finish": "length"}
+
+
 def choice(**fields: Any) -> dict[str, Any]:
     return {"choices": [fields], "usage": {"prompt_tokens": 2}}
 
@@ -254,7 +287,13 @@ def test_scores_are_sorted_by_logprob_then_rank_and_cut() -> None:
 
 
 def test_answers_of_another_shape_are_refused() -> None:
-    for broken in ({}, {"choices": []}, choice(text=3, finish_reason="stop"), choice(text="x", finish_reason="abort")):
+    for broken in (
+        {},
+        {"choices": []},
+        choice(text=3, finish_reason="stop"),
+        choice(text="x", finish_reason="abort"),
+        choice(message={"content": ["x"]}, finish_reason="stop"),
+    ):
         with pytest.raises(StageError):
             read_answer(broken)
     with pytest.raises(UnshownError, match=r"usage.prompt_tokens"):
