@@ -1,6 +1,6 @@
 """The arithmetic of conversions by name. A kernel sees strips: some elements, or whole rows, of one tensor, and fills what becomes of them.
 
-numpy is enough for "copy", "constant" and fp32 → bf16; all others are compiled by numba (the extra `weights`).
+numpy is enough for "copy", "constant", fp32 → bf16 and bf16 → fp32; all others are compiled by numba (the extra `weights`).
 """
 
 from __future__ import annotations
@@ -154,14 +154,25 @@ def numpy_fp32_to_bf16(strip: Strip) -> None:
         strip.out[at : at + rounded.size] = (rounded >> np.uint32(16)) | ((bits >> np.uint32(16)) & np.uint32(0x8000))
 
 
-def _fp8_block() -> Callable[[Strip], None]:
-    loop = _loop("fp8_to_bf16")
+def _bf16_to_fp32(strip: Strip) -> None:
+    np.left_shift(strip.source, np.uint32(16), out=strip.out)
+    magnitude = strip.source & np.uint16(0x7FFF)
+    strip.counts[:2] += (np.count_nonzero(magnitude > 0x7F80), np.count_nonzero(magnitude == 0x7F80))
 
-    def run(strip: Strip) -> None:
-        high, wide = int(strip.parameters["high"]), int(strip.parameters["wide"])
-        loop(strip.source, strip.out, strip.begin, strip.columns, strip.aside[0].view(np.float32), high, wide, strip.counts)
 
-    return run
+def _fp8_block(name: str) -> Callable[[], Callable[[Strip], None]]:
+    """Return what makes the kernel of a loop over FP8 blocks."""
+
+    def make() -> Callable[[Strip], None]:
+        loop = _loop(name)
+
+        def run(strip: Strip) -> None:
+            high, wide = int(strip.parameters["high"]), int(strip.parameters["wide"])
+            loop(strip.source, strip.out, strip.begin, strip.columns, strip.aside[0].view(np.float32), high, wide, strip.counts)
+
+        return run
+
+    return make
 
 
 def _int8(view: Any, kind: int) -> Callable[[], Callable[[Strip], None]]:
@@ -216,6 +227,7 @@ def _fp8(view: Any) -> Callable[[], Callable[[Strip], None]]:
 
 
 NAN: Final = frozenset({"nan"})
+NO_SENSE: Final = frozenset({"nan", "scale"})
 BROKEN: Final = frozenset({"nan", "infinite"})
 FP16_COUNTS: Final = ("nan", "infinite", "overflow", "subnormal", "flushed")
 KERNELS: Final[Mapping[str, Kernel]] = {
@@ -227,8 +239,12 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         Kernel("fp16-to-bf16", ("F16",), ("BF16",), _plain("fp16_to_bf16"), counts=("nan", "infinite"), fatal=NAN),
         Kernel("bf16-to-fp16", ("BF16",), ("F16",), _plain("to_fp16"), counts=FP16_COUNTS, fatal=NAN),
         Kernel("fp32-to-fp16", ("F32",), ("F16",), _plain("to_fp16"), counts=FP16_COUNTS, fatal=NAN),
-        Kernel(
-            "fp8-block-to-bf16", ("F8_E4M3",), ("BF16",), _fp8_block, counts=("nan", "scale"), fatal=frozenset({"nan", "scale"})
+        Kernel("bf16-to-fp32", ("BF16",), ("F32",), lambda: _bf16_to_fp32, counts=("nan", "infinite"), fatal=NAN),
+        *(
+            Kernel(
+                f"fp8-block-to-{to}", ("F8_E4M3",), (made,), _fp8_block(f"fp8_to_{to}"), counts=("nan", "scale"), fatal=NO_SENSE
+            )
+            for to, made in (("bf16", "BF16"), ("fp32", "F32"))
         ),
         *(
             Kernel(f"{source}-to-int8{own}", (read,), ("I8", kept), _int8(view, kind), "row", ("nan", "infinite"), BROKEN)
@@ -248,7 +264,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
 }
 """Every kernel by name.
 
-`fp8-block-to-bf16`: aside the scales, F32 [ceil(M/high), ceil(N/wide)]; parameters `high` and `wide`, the block's sides (128 and 128). The
+`fp8-block-to-…`: aside the scales, F32 [ceil(M/high), ceil(N/wide)]; parameters `high` and `wide`, the block's sides (128 and 128). The
 scale MULTIPLIES, whatever its name says. `…-to-int8`: symmetric, true division, ties to even, clamped to ±127; sides the scales [M, 1], [M],
 or [M, N/g] for groups of g columns: max|x| / 127 in float32, at least 2^-23; `-scale-bf16`, `-scale-fp16` keep (and divide by) the scale
 rounded to that type. `…-to-int4`: the same to ±7, 8 codes in an I32 [M, N/8] (first one lowest, plus 8), sides [M, N/g]. `…-to-fp8`: e4m3, sides

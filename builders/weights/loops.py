@@ -28,7 +28,7 @@ INFINITE: Final = U(0x7F800000)
 FOLD: Final = F(1.5 * 2**23)
 """Added to a float32 below 2^22 in magnitude, it leaves the number, rounded to the nearest even integer, in the lowest bits."""
 WIDEST: Final = F(2.0**119)
-"""What the scale of an FP8 block stays below: 448 times that is still a bfloat16."""
+"""What the scale of an FP8 block stays below: 448 times that is still a bfloat16, and a float32."""
 EPSILON: Final = F(2.0**-23)
 """The least scale of an int8 row, as msmodelslim's and torch's `finfo(float32).eps`."""
 
@@ -125,18 +125,35 @@ def narrow_fp16(a: Any) -> Any:
 
 
 @_inline
+def times_fp8(x: Any, scale: Any) -> Any:
+    """Return an e4m3 number's bits times `scale`, as the bits of a float32; a NaN is not minded."""
+    m = U(x & U(0x7F))
+    small = m < U(8)
+    base = U(121 << 23) if small else U(120 << 23)
+    less = F(2.0**-6) if small else F(0)
+    f = as_float(U(U(m << U(20)) + base)) - less
+    return U(as_bits(f * scale) ^ U(U(x & U(0x80)) << U(24)))
+
+
+@_inline
 def fp8_block(source: Any, out: Any, scale: Any) -> Any:
     """Write e4m3 numbers times `scale` as bfloat16; bit 7 of what is returned says that there was a NaN."""
     bad = U(0)
     for i in range(source.size):
         x = U(source[i])
-        m = U(x & U(0x7F))
-        small = m < U(8)
-        base = U(121 << 23) if small else U(120 << 23)
-        less = F(2.0**-6) if small else F(0)
-        f = as_float(U(U(m << U(20)) + base)) - less
-        out[i] = round_bf16(U(as_bits(f * scale) ^ U(U(x & U(0x80)) << U(24))))
-        bad |= U(m + U(1))
+        out[i] = round_bf16(times_fp8(x, scale))
+        bad |= U(U(x & U(0x7F)) + U(1))
+    return bad
+
+
+@_inline
+def fp8_block_wide(source: Any, out: Any, scale: Any) -> Any:
+    """Write e4m3 numbers times `scale` as float32; bit 7 of what is returned says that there was a NaN."""
+    bad = U(0)
+    for i in range(source.size):
+        x = U(source[i])
+        out[i] = times_fp8(x, scale)
+        bad |= U(U(x & U(0x7F)) + U(1))
     return bad
 
 
@@ -156,6 +173,23 @@ def fp8_to_bf16(source: Any, out: Any, begin: Any, columns: Any, scales: Any, hi
         if not (abs(scale) < WIDEST):
             counts[1] += 1
         if fp8_block(source[at : at + run], out[at : at + run], scale) & U(0x80):
+            counts[0] += 1
+        at += run
+
+
+@_compiled("void(uint8[::1], uint32[::1], int64, int64, float32[::1], int64, int64, int64[::1])")
+def fp8_to_fp32(source: Any, out: Any, begin: Any, columns: Any, scales: Any, high: Any, wide: Any, counts: Any) -> None:
+    """Write elements `begin`… of an [M, columns] e4m3 tensor as float32, each times the scale of its block; counts as of `fp8_to_bf16`."""
+    across = (columns + wide - 1) // wide
+    at = 0
+    while at < source.size:
+        row = (begin + at) // columns
+        column = (begin + at) % columns
+        run = min(wide - column % wide, columns - column, source.size - at)
+        scale = scales[(row // high) * across + column // wide]
+        if not (abs(scale) < WIDEST):
+            counts[1] += 1
+        if fp8_block_wide(source[at : at + run], out[at : at + run], scale) & U(0x80):
             counts[0] += 1
         at += run
 

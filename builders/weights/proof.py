@@ -198,23 +198,23 @@ def float_of(source: Numbers, dtype: str) -> NDArray[np.float32]:
     return source.view(np.float16).astype(np.float32) if dtype == "fp16" else source.view(np.float32)
 
 
-def _fp8_block(part: Part) -> tuple[Numbers, ...]:
+def _fp8_block(part: Part, rounded: Callable[[NDArray[np.float32]], Numbers]) -> tuple[Numbers, ...]:
     """The number of a code times the scale of its block, for all 256 codes of each block; then every code looked up."""
     high, wide = part.parameters["high"], part.parameters["wide"]
     rows, columns = part.source.shape
     scales = part.aside[0].view(np.float32).reshape(-1, -(-part.columns // wide))
     block = (part.left + np.arange(columns)) // wide
     first = int(block[0])
-    made = np.empty(part.source.shape, np.uint16)
+    parts: list[Numbers] = []
     at = 0
     while at < rows:
         row = (part.top + at) // high
         end = min(rows, (row + 1) * high - part.top)
         with np.errstate(invalid="ignore", over="ignore"):
-            table = bf16_of(E4M3[None, :] * scales[row, first : int(block[-1]) + 1, None]).reshape(-1)
-        table.take((block - first) * 256 + part.source[at:end], out=made[at:end], mode="clip")
+            table = rounded(E4M3[None, :] * scales[row, first : int(block[-1]) + 1, None]).reshape(-1)
+        parts.append(table.take((block - first) * 256 + part.source[at:end], mode="clip"))
         at = end
-    return (made,)
+    return (np.concatenate(parts),)
 
 
 def _bf16_from(dtype: str) -> Callable[[Part], tuple[Numbers, ...]]:
@@ -272,7 +272,9 @@ def _fp8_from(dtype: str) -> Callable[[Part], tuple[Numbers, ...]]:
 
 Reference = tuple[bool, Callable[[Part], tuple[Numbers, ...]]]
 REFERENCES: Final[dict[str, Reference]] = {
-    "fp8-block-to-bf16": (False, _fp8_block),
+    "fp8-block-to-bf16": (False, lambda part: _fp8_block(part, bf16_of)),
+    "fp8-block-to-fp32": (False, lambda part: _fp8_block(part, lambda numbers: numbers)),
+    "bf16-to-fp32": (False, lambda part: (float_of(part.source, "bf16"),)),
     "fp32-to-bf16": (False, _bf16_from("fp32")),
     "fp16-to-bf16": (False, _bf16_from("fp16")),
     "bf16-to-fp16": (False, _fp16_from("bf16")),

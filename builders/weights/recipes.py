@@ -116,9 +116,25 @@ def floats(dtypes: Mapping[str, str], to: str) -> Planner:
 
 
 def fp8_to_bf16(catalogue: Catalogue, options: Options) -> Conversion:
-    """Plan e4m3 weights with block scales as bfloat16; all else is kept. A weight without its scales, or the other way round, is an error.
+    """Plan e4m3 weights with block scales as bfloat16; all else is kept."""
+    return _fp8_blocks(catalogue, options, "bf16", copied)
 
-    The scales may be in any shard. The block's sides are those of config.json's `weight_block_size`, else 128.
+
+def fp8_to_fp32(catalogue: Catalogue, options: Options) -> Conversion:
+    """Plan e4m3 weights with block scales as float32, and bfloat16 tensors too, which loses nothing; all else is kept."""
+
+    def wider(tensor: Tensor) -> Step:
+        if tensor.dtype != "BF16":
+            return copied(tensor)
+        return Step("bf16-to-fp32", tensor, (Output(tensor.name, "F32", tensor.shape),))
+
+    return _fp8_blocks(catalogue, options, "fp32", wider)
+
+
+def _fp8_blocks(catalogue: Catalogue, options: Options, to: str, rest: Callable[[Tensor], Step]) -> Conversion:
+    """Plan e4m3 weights with block scales in a float type. A weight without its scales, or the other way round, is an error.
+
+    The scales may be in any shard. The block's sides are those of config.json's `weight_block_size`, else 128. `rest` plans what is not FP8.
     """
     config = read_config(catalogue)
     high, wide = _block(config)
@@ -131,7 +147,7 @@ def fp8_to_bf16(catalogue: Catalogue, options: Options) -> Conversion:
         if tensor.dtype != "F8_E4M3":
             if tensor.dtype in EIGHT:
                 raise StageError(f"tensor {tensor.name} is {tensor.dtype}, which nothing here can read")
-            return copied(tensor)
+            return rest(tensor)
         scale = catalogue.tensors.get(tensor.name + SCALE)
         if scale is None:
             raise StageError(
@@ -144,10 +160,10 @@ def fp8_to_bf16(catalogue: Catalogue, options: Options) -> Conversion:
                 f"{scale.name} is {scale.dtype} {list(scale.shape)}; blocks of {high} × {wide} of {list(tensor.shape)} need F32 {list(wanted)}"
             )
         used.add(scale.name)
-        made = Output(tensor.name, "BF16", tensor.shape)
-        return Step("fp8-block-to-bf16", tensor, (made,), (scale,), {"high": high, "wide": wide})
+        made = Output(tensor.name, DTYPES[to][0], tensor.shape)
+        return Step(f"fp8-block-to-{to}", tensor, (made,), (scale,), {"high": high, "wide": wide})
 
-    conversion = assemble(catalogue, options, "bf16", step)
+    conversion = assemble(catalogue, options, to, step)
     left_out = prediction_layers(catalogue, config) if not options.mtp else set()
     if surplus := scales - used - left_out:
         raise StageError(
@@ -199,5 +215,6 @@ RECIPES: Final[dict[tuple[str, str], Planner]] = {
     ("fp32", "fp16"): floats({"F32": "fp32-to-fp16", "BF16": "bf16-to-fp16"}, "fp16"),
     ("bf16", "fp16"): floats({"BF16": "bf16-to-fp16"}, "fp16"),
     ("fp8", "bf16"): fp8_to_bf16,
+    ("fp8", "fp32"): fp8_to_fp32,
 }
 """What turns a precision into another."""

@@ -112,6 +112,23 @@ def test_a_plan_says_what_will_be_converted_kept_and_dropped(tmp_path: Path) -> 
     assert (done.facts["converted"], done.facts["kept"], done.facts["dropped"]) == (4, 7, 4)
 
 
+def test_fp8_becomes_float32_and_bfloat16_with_it_and_all_else_stays(tmp_path: Path) -> None:
+    source, arrays = deepseek(tmp_path / "in")
+    conversion = plan_conversion(source, "fp32")
+    run(conversion, tmp_path / "out", quiet())
+    found = read_all(tmp_path / "out")
+    assert set(found) == {name for name in arrays if not name.endswith("_scale_inv")}
+    for name, array in arrays.items():
+        if array.dtype == E4M3:
+            array = dequantised(array, arrays[f"{name}_scale_inv"], kept=np.dtype(np.float32))
+        if not name.endswith("_scale_inv"):
+            wanted = array.astype(np.float32) if array.dtype == BF16 else array
+            assert (found[name].dtype, found[name].tobytes()) == (wanted.dtype, wanted.tobytes()), name
+    config = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    assert (config["torch_dtype"], "quantization_config" in config) == ("float32", False)
+    verify(conversion, tmp_path / "out", quiet())
+
+
 def test_the_precision_is_found_in_the_tensors(tmp_path: Path) -> None:
     source, _ = deepseek(tmp_path / "in")
     assert plan_conversion(source, "bf16").recipe == "bf16"

@@ -56,41 +56,49 @@ def same(found: Any, wanted: Any) -> bool:
 # FP8
 
 
+FROM_FP8 = pytest.mark.parametrize(("kernel", "kept"), [("fp8-block-to-bf16", BF16), ("fp8-block-to-fp32", np.dtype(np.float32))])
+
+
+@FROM_FP8
 @pytest.mark.parametrize(
     "scale", [1.0, 3e-5, 0.0, -0.7, 2.0**-126, 2.0**-149, 1e-40, 255.9, 256.0, 1e30, 2.0**118, 1.1754942e-38]
 )
-def test_every_code_times_any_scale_is_exact(scale: float) -> None:
+def test_every_code_times_any_scale_is_exact(scale: float, kernel: str, kept: Any) -> None:
     every = (
         np.array([code for code in range(256) if code & 0x7F != 0x7F] * 128, np.uint8).view(E4M3)[: 128 * 254].reshape(128, 254)
     )
     factor = np.full((1, 2), scale, np.float32)
-    out, _, counts = apply("fp8-block-to-bf16", every, 254, aside=(factor,), high=128, wide=128)
-    assert same(out, dequantised(every, factor))
+    out, _, counts = apply(kernel, every, 254, aside=(factor,), high=128, wide=128)
+    assert same(out, dequantised(every, factor, kept=kept))
     assert counts == {}
 
 
+@FROM_FP8
 @SOMETIMES
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 16, 128]))
-def test_any_matrix_and_any_block_is_exact(seed: int, rows: int, columns: int, block: int) -> None:
+def test_any_matrix_and_any_block_is_exact(kernel: str, kept: Any, seed: int, rows: int, columns: int, block: int) -> None:
     rng = np.random.default_rng(seed)
     weight, scale = codes(rng, (rows, columns)), scales(rng, (rows, columns), block)
-    out, _, _ = apply("fp8-block-to-bf16", weight, columns, aside=(scale,), high=block, wide=block)
-    assert same(out, dequantised(weight, scale, block))
+    out, _, _ = apply(kernel, weight, columns, aside=(scale,), high=block, wide=block)
+    assert same(out, dequantised(weight, scale, block, kept))
 
 
+@FROM_FP8
 @pytest.mark.parametrize("code", [0x7F, 0xFF])
-def test_each_nan_code_is_counted(code: int) -> None:
+def test_each_nan_code_is_counted(code: int, kernel: str, kept: Any) -> None:
     weight = np.zeros((200, 200), np.uint8)
     weight[199, 77] = code
-    assert apply("fp8-block-to-bf16", weight.view(E4M3), 200, aside=(np.ones((2, 2), np.float32),), high=128, wide=128)[2] == {
-        "nan": 1
-    }
+    out, _, counts = apply(kernel, weight.view(E4M3), 200, aside=(np.ones((2, 2), np.float32),), high=128, wide=128)
+    assert (counts, out.dtype) == ({"nan": 1}, kept)
 
 
+@FROM_FP8
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 1e38])
-def test_a_scale_that_makes_no_sense_is_counted(scale: float) -> None:
+def test_a_scale_that_makes_no_sense_is_counted(scale: float, kernel: str, kept: Any) -> None:
     weight = np.zeros((8, 8), np.uint8).view(E4M3)
-    assert "scale" in apply("fp8-block-to-bf16", weight, 8, aside=(np.full((1, 1), scale, np.float32),), high=128, wide=128)[2]
+    out, _, counts = apply(kernel, weight, 8, aside=(np.full((1, 1), scale, np.float32),), high=128, wide=128)
+    assert "scale" in counts
+    assert out.dtype == kept
 
 
 def test_the_table_of_the_proof_is_the_format() -> None:
@@ -120,6 +128,13 @@ def test_every_bfloat16_becomes_the_nearest_float16_and_is_counted() -> None:
         "subnormal": int(((np.abs(wanted) < 2.0**-14) & (wanted != 0)).sum()),
         "flushed": int(((wanted == 0) & (wide != 0)).sum()),
     }
+
+
+def test_every_bfloat16_is_a_float32() -> None:
+    source = HALVES.view(BF16)
+    out, _, counts = apply("bf16-to-fp32", source)
+    assert same(out, HALVES.astype(np.uint32) << np.uint32(16))
+    assert counts == {"nan": int(np.isnan(source.astype(np.float32)).sum()), "infinite": 2}
 
 
 def test_every_float16_becomes_the_nearest_bfloat16() -> None:
