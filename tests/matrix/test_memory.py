@@ -88,9 +88,18 @@ def test_the_tensor_list_is_the_header_of_a_real_checkpoint(name: str) -> None:
         pytest.skip(f"{name} is not here")
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    there = {key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"}
+    there = {
+        key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__" and not key.endswith("_scale_inv")
+    }
     shape = shape_of(json.loads((folder / "config.json").read_text()))
     assert {tensor.name: tensor.shape for tensor in tensors(shape)} == there
+
+
+def test_the_bytes_of_a_checkpoint_in_fp8_blocks_are_those_of_its_header() -> None:
+    folder = CHECKPOINTS / "tiny-r1"
+    data = (folder / "model.safetensors").read_bytes()
+    shape = shape_of(json.loads((folder / "config.json").read_text()))
+    assert weight_bytes(shape, Format("fp8", 2, 128)) == len(data) - 8 - int.from_bytes(data[:8], "little")
 
 
 def test_deepseeks_checkpoint_has_the_tensors_that_its_readme_names() -> None:

@@ -118,12 +118,13 @@ def test_fp8_becomes_float32_and_bfloat16_with_it_and_all_else_stays(tmp_path: P
     run(conversion, tmp_path / "out", quiet())
     found = read_all(tmp_path / "out")
     assert set(found) == {name for name in arrays if not name.endswith("_scale_inv")}
-    for name, array in arrays.items():
-        if array.dtype == E4M3:
-            array = dequantised(array, arrays[f"{name}_scale_inv"], kept=np.dtype(np.float32))
-        if not name.endswith("_scale_inv"):
-            wanted = array.astype(np.float32) if array.dtype == BF16 else array
-            assert (found[name].dtype, found[name].tobytes()) == (wanted.dtype, wanted.tobytes()), name
+    for name, array in found.items():
+        wanted = arrays[name]
+        if wanted.dtype == E4M3:
+            wanted = dequantised(wanted, arrays[f"{name}_scale_inv"], kept=np.dtype(np.float32))
+        elif wanted.dtype == BF16:
+            wanted = wanted.astype(np.float32)
+        assert (array.dtype, array.tobytes()) == (wanted.dtype, wanted.tobytes()), name
     config = json.loads((tmp_path / "out" / "config.json").read_bytes())
     assert (config["torch_dtype"], "quantization_config" in config) == ("float32", False)
     verify(conversion, tmp_path / "out", quiet())
