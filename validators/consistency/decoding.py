@@ -128,7 +128,9 @@ def judge(case: Case, clock: Clock) -> Verdict:
         "one at a time": compare(their_alone, alone, scores, tie),
         f"alone against {width} at once": compare({k: crowd[k] for k in alone}, alone, scores, tie),
     }
-    measures = [Measure(name, _lenient(one, limit), f"{name}: {one}") for name, one in found.items()]
+    crowded, *few = found.items()
+    measures = [Measure(crowded[0], crowded[1].finding(limit), f"{crowded[0]}: {crowded[1]}")]
+    measures += [Measure(name, _lenient(one, limit), f"{name}: {one}") for name, one in few]
     ends, figures = _ends(theirs, crowd)
     figures |= {"limit": limit, "floor": floor.figures(), "runs": {name: one.figures() for name, one in found.items()}}
     wanted = f"at most {percent(limit)} of the answers leave the reference's at a token that is no near tie ({tie:g} nats)"
@@ -136,7 +138,10 @@ def judge(case: Case, clock: Clock) -> Verdict:
 
 
 def _lenient(found: Divergences, limit: float) -> Finding:
-    """Return the finding; a run too small to prove that nothing is wrong passes when nothing is: the large run must prove it."""
+    """Return the finding of a run that is too small to prove that nothing is wrong, and may only prove that something is.
+
+    The run of all prompts must prove it; this one passes where its own share lies within the limit.
+    """
     finding = found.finding(limit)
     return "CONSISTENT" if finding == "INCONCLUSIVE" and found.decided + found.untold <= limit * found.n else finding
 

@@ -135,8 +135,8 @@ def judge(case: Case, clock: Clock) -> Verdict:
     ref = {one["key"]: one for one in case.theirs(FILE)}
     cand = {one["key"]: one for one in read_log(case.candidate.folder / FILE)}
     rendered, figures = _compare_prompts(ref, cand)
-    told = [one for one in (rendered, *measures) if one.finding != "UNVERIFIABLE"]
-    silent = [one.reads for one in (rendered, *measures) if one.finding == "UNVERIFIABLE"]
+    told = [one for one in (*measures, rendered) if one.finding != "UNVERIFIABLE"]
+    silent = [one.reads for one in (*measures, rendered) if one.finding == "UNVERIFIABLE"]
     figures |= {"context": {"candidate": ours["context"], "wanted": wanted}, "asked": len(cand), "files-seen": files is not None}
     return verdict(LAYER, told, WANTED, figures, note="; ".join(silent))
 

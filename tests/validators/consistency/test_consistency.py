@@ -21,7 +21,7 @@ from release.validators.consistency import Trace, compare_folders, compare_with,
 from release.validators.consistency.asking import NumbersError, UnshownError, read_answer, read_prompt, read_scores
 from release.validators.endpoint import Endpoint
 
-LIMITS = Limits(kl=0.005, disagreement=0.02, divergence=0.05, mmd=0.03, calibrated="for the oracle alone")
+LIMITS = Limits(kl=0.005, disagreement=0.02, divergence=0.10, mmd=0.03, calibrated="for the oracle alone")
 WORDS = ("add", "a long walk", "sum of these", "go", "tell me more", "what now", "three words here", "zebra")
 
 
