@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,10 @@ HOSTS: Final = "the hosts follow from parallel and the chip's per-host"
 WEIGHTS: Final = "the weights lie at /model"
 RESERVED_ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
     "host": ("the container's contract decides", "the container's contract decides"),
-    "port": ("the port is serve.port", "`release serve --port` chooses one on the host; the cell's own is serve.port in its file"),
+    "port": (
+        "the port is serve.port",
+        "`release serve --port` chooses one on the host; the cell's own is serve.port in its file",
+    ),
     **dict.fromkeys(("model", "model-path"), (WEIGHTS, WEIGHTS)),
     **dict.fromkeys(("tensor-parallel-size", "tp", "tp-size"), TENSOR),
     **dict.fromkeys(("pipeline-parallel-size", "pp", "pp-size"), PIPELINE),
@@ -31,6 +33,8 @@ RESERVED_ARGUMENTS: Final[dict[str, tuple[str, str]]] = {
 """What the pipeline sets itself: the next step in a file, and on a command line."""
 LENGTHS: Final = {*CONTEXT, *SEQUENCES, "maxnumbatchedtokens"}
 """Settings that count something: whole numbers of at least 1."""
+MOST: Final = 1_000_000_000
+"""Tokens or sequences beyond which a figure is a slip."""
 KNOWN: Final = (
     *("max-model-len", "max-seq-len", "context-length", "max-num-seqs", "max-batch-size", "max-running-requests"),
     *("gpu-memory-utilization", "mem-fraction-static", "max-num-batched-tokens", "served-model-name", "dtype", "kv-cache-dtype"),
@@ -40,7 +44,14 @@ KNOWN: Final = (
     *("data-parallel-size", "max-seq-len-to-capture", "max-logprobs", "compilation-config", "rope-scaling", "rope-theta"),
     *("hf-overrides", "override-generation-config", "generation-config", "uvicorn-log-level", "disable-log-requests"),
     *("disable-log-stats", "device", "cpu-offload-gb", "num-gpu-blocks-override", "attention-backend", "speculative-config"),
-    *("distributed-executor-backend", "disable-custom-all-reduce", "guided-decoding-backend", "task", "runner", "max-prefill-tokens"),
+    *(
+        "distributed-executor-backend",
+        "disable-custom-all-reduce",
+        "guided-decoding-backend",
+        "task",
+        "runner",
+        "max-prefill-tokens",
+    ),
     *("chunked-prefill-size", "schedule-policy", "disable-radix-cache", "chat", *RESERVED_ARGUMENTS),
 )
 """Arguments that engines are known to have: what is nearly one of them is probably meant to be it."""
@@ -49,6 +60,8 @@ FEATURES: Final = (
     *("speculative-decoding", "chunked-prefill", "reasoning", "multi-token-prediction", "expert-parallel", "structured-output"),
 )
 """Columns of the vendors' feature tables."""
+SHOWN: Final = 60
+"""Characters of a value in a complaint at most."""
 NEAR: Final = 0.88
 """How alike two names are, of 1, for the one to be a slip of the other."""
 
@@ -57,7 +70,8 @@ def wrong_value(name: str, value: Any) -> str | None:
     """Say what is wrong with the value of a setting that memory is reckoned from, None where nothing is or nobody knows the setting."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if plain(name) in LENGTHS:
-        return None if isinstance(value, int) and number and value >= 1 else f"{_shown(value)} is no whole number of at least 1"
+        good = number and isinstance(value, int) and 1 <= value <= MOST
+        return None if good else f"{_shown(value)} is no whole number from 1 to {MOST}"
     if plain(name) in UTILIZATION:
         return None if number and 0 < value <= 1 else f"{_shown(value)} is no share of the memory above 0 and up to 1"
     return None
@@ -69,9 +83,7 @@ def check_arguments(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None
         for name, value in holder.serve.args.items():
             place = (*prefix, "serve", "args", name)
             if (ours := name.replace("_", "-")) in RESERVED_ARGUMENTS:
-                raise MatrixError(
-                    f"{parse.locate(path, *place)}: is set by the pipeline", next_step=RESERVED_ARGUMENTS[ours][0]
-                )
+                raise MatrixError(f"{parse.locate(path, *place)}: is set by the pipeline", next_step=RESERVED_ARGUMENTS[ours][0])
             if SECRET_ARGUMENT.search(name):
                 raise MatrixError(
                     f"{parse.locate(path, *place)}: looks like a secret: secrets come from the environment, never from YAML"
@@ -86,7 +98,7 @@ def check_arguments(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None
 def check_asked(args: Mapping[str, Any]) -> None:
     """Raise UsageError for an argument of the command line that is the pipeline's, a secret, empty, or has no sensible value."""
     for name, value in args.items():
-        said = f"--set {name}={value}"
+        said = f"--set {name}={value}"[:SHOWN]
         if (ours := name.replace("_", "-").lstrip("-")) in RESERVED_ARGUMENTS:
             raise UsageError(f"{said}: is set by the pipeline", next_step=RESERVED_ARGUMENTS[ours][1])
         if SECRET_ARGUMENT.search(name):
@@ -111,7 +123,9 @@ def misspelt(plan: Plan) -> Iterator[Concern]:
             continue
         if meant := difflib.get_close_matches(word, known, n=1, cutoff=NEAR):
             text = f"no engine is known to have the argument {name!r} (did you mean {known[meant[0]]!r}?)"
-            yield Concern(rule="arguments", severity="warn", message=text, next_step="an engine refuses an argument that it does not have")
+            yield Concern(
+                rule="arguments", severity="warn", message=text, next_step="an engine refuses an argument that it does not have"
+            )
 
 
 def unticked(plan: Plan) -> Iterator[Concern]:
@@ -119,7 +133,9 @@ def unticked(plan: Plan) -> Iterator[Concern]:
     for feature in plan.features:
         if feature not in FEATURES and (meant := difflib.get_close_matches(feature, FEATURES, n=1, cutoff=0.8)):
             text = f"no vendor is known to tick the feature {feature!r} (did you mean {meant[0]!r}?)"
-            yield Concern(rule="features", severity="warn", message=text, next_step="rules that look for a feature look for its very name")
+            yield Concern(
+                rule="features", severity="warn", message=text, next_step="rules that look for a feature look for its very name"
+            )
 
 
 def _settings(tree: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -132,4 +148,7 @@ def _settings(tree: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else "not a number" if isinstance(value, float) and math.isnan(value) else str(value)
+    if isinstance(value, int) and abs(value) > MOST * MOST:
+        return "a number of many digits"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

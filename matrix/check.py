@@ -10,6 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pydantic import ValidationError
+
 from release.errors import MatrixError, ReleaseError, UsageError
 from release.matrix import parse
 from release.matrix.arguments import check_arguments, check_asked
@@ -80,7 +82,7 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
         container=arm.container or file.container or chip.container,
         sources=file.sources if arm.sources is None else arm.sources,
         wheels=wheels,
-        wheels_sha256=_digest(matrix, wheels, path) if wheels else None,
+        wheels_sha256=digest_of(matrix, wheels, path, "wheels") if wheels else None,
         packages={**file.packages, **arm.packages},
         serve=_serve(file.serve, arm.serve, asked),
         parallel=_parallel(arm.parallel or file.parallel, asked),
@@ -127,6 +129,11 @@ def problems(matrix: Matrix) -> list[ReleaseError]:
 
 
 def _device(chip: Chip, asked: Asked, said: str | None, path: Path) -> Device | None:
+    """Return the device that is asked for, else the cell's, else the chip's first, with the memory that is asked for; None of a host."""
+    if asked.memory is not None and not (math.isfinite(asked.memory) and 0 < asked.memory <= MOST_MEMORY):
+        raise UsageError(
+            f"--device-memory {asked.memory:g}: no device has that", next_step="give GiB of one device, as its own tool prints it"
+        )
     if not chip.devices:
         return None
     name = asked.device or said or next(iter(chip.devices))
@@ -138,10 +145,6 @@ def _device(chip: Chip, asked: Asked, said: str | None, path: Path) -> Device | 
     device = chip.devices[name]
     if asked.memory is None:
         return device
-    if not (math.isfinite(asked.memory) and 0 < asked.memory <= MOST_MEMORY):
-        raise UsageError(
-            f"--device-memory {asked.memory:g}: no device has so much", next_step="give GiB of one device, as its own tool prints it"
-        )
     return device.model_copy(update={"memory": asked.memory})
 
 
@@ -156,15 +159,16 @@ def _parallel(said: Parallel | None, asked: Asked) -> Parallel | None:
     return Parallel(tensor_parallel_size=tp, pipeline_parallel_size=pp, replicas=replicas)
 
 
-def _digest(matrix: Matrix, relative: str, path: Path) -> str:
+def digest_of(matrix: Matrix, relative: str, path: Path, *place: str) -> str:
+    """Return the digest of a data file that the file at `path` names in `place`, read once for each state of it. Raises MatrixError."""
     try:
         file = matrix.file(relative)
         facts = file.stat()
         return _digest_once(file, (facts.st_mtime_ns, facts.st_size))
     except MatrixError as problem:
-        raise MatrixError(f"{parse.locate(path, 'wheels')}: {problem.message}", next_step=problem.next_step) from problem
+        raise MatrixError(f"{parse.locate(path, *place)}: {problem.message}", next_step=problem.next_step) from problem
     except OSError as problem:
-        raise MatrixError(f"{parse.locate(path, 'wheels')}: {relative} cannot be read: {problem.strerror}") from problem
+        raise MatrixError(f"{parse.locate(path, *place)}: {relative} cannot be read: {problem.strerror}") from problem
 
 
 @cache
@@ -182,7 +186,13 @@ def _serve(shared: Serve, arm: Serve, asked: Asked) -> Serve:
     spelled = {plain(name): name for name in args}
     merged["args"] = args | {spelled.get(plain(name), name): value for name, value in asked.args.items()}
     merged["env"] = {**shared.env, **arm.env}
-    return Serve(**merged)
+    try:
+        return Serve(**merged)
+    except ValidationError as problem:  # the files' own values were valid
+        raise UsageError(
+            f"--set: {str(problem.errors(include_url=False)[0]['msg'])[:100]}",
+            next_step="write NAME=VALUE, as max-model-len=8192",
+        ) from problem
 
 
 def _check(matrix: Matrix, cell: str, file: CellFile, path: Path, asked: Asked) -> None:
@@ -221,9 +231,7 @@ def _check_reference(matrix: Matrix, cell: str, arm: Arm, path: Path, arm_name: 
             )
         seen.append(following)
         if seen.count(following) > 1:
-            raise MatrixError(
-                f"{here}: references go round in a circle: {' → '.join(seen)}", next_step="leave one of them out"
-            )
+            raise MatrixError(f"{here}: references go round in a circle: {' → '.join(seen)}", next_step="leave one of them out")
         following = file.cells[other].reference or ""
 
 

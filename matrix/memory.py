@@ -192,13 +192,14 @@ def longest(plan: Plan) -> float:
 def _stretches(tree: Mapping[str, Any]) -> Iterator[Any]:
     """Yield what is said of stretched positions at any depth, JSON in a text included."""
     for name, value in tree.items():
+        inner = value
         if isinstance(value, str) and value.startswith("{"):
             with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(value)
-        if plain(name) in ("ropescaling", "ropeparameters") and value:
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _stretches(value)
+                inner = json.loads(value)
+        if plain(name) in ("ropescaling", "ropeparameters") and inner:
+            yield inner
+        elif isinstance(inner, Mapping):
+            yield from _stretches(inner)
 
 
 def format_of(plan: Plan) -> Format:
@@ -237,8 +238,8 @@ def weight_bytes(a: Architecture, f: Format, tp: int = 1, pp: int = 1) -> int:
     dense, sparse = _layer_bytes(a, f, tp)
     ends = up(a.vocabulary, tp) * a.hidden * f.floating
     kinds = min(a.moe.dense_layers, a.layers) if a.moe else a.layers
-    fullest, start = 0, 0
-    for stage, layers in enumerate(sizes := partition(a.layers, min(pp, a.layers))):
+    fullest, start = 0, 0  # more stages than layers and two: the others are empty
+    for stage, layers in enumerate(sizes := partition(a.layers, min(pp, a.layers + 2))):
         plain = max(0, min(kinds, start + layers) - start)
         total = plain * dense + (layers - plain) * sparse
         if stage == 0:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from release.errors import MatrixError
-from release.matrix.check import Asked
+from release.matrix.check import MOST_DEVICES, Asked
 from release.matrix.division import OBSTACLES
 from release.matrix.layout import choose, spelled
 from release.matrix.rules import concerns, refused
@@ -33,6 +33,7 @@ def nearest(plan: Plan, others: Callable[[], Iterable[Plan]], asked: Asked | Non
     """
     asked = asked or Asked()
     count = asked.devices or _devices(plan)
+    count = count if count and count <= MOST_DEVICES else None
     reasons = {concern.rule for concern in concerns(plan) if concern.severity == "refuse"}
     if reasons <= ABOUT_LAYOUT and (found := _over(plan, count)):
         return _step(plan, found, asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from release.errors import MatrixError, ReleaseError, UsageError
@@ -14,13 +14,14 @@ from release.matrix.check import Asked, plan_of, precision_for, problems
 from release.matrix.layout import Choice, choose
 from release.matrix.load import Matrix
 from release.matrix.memory import Memory, memory_of
-from release.matrix.nearest import nearest
-from release.matrix.rules import concerns
+from release.matrix.nearest import alike, nearest
+from release.matrix.rules import concerns, ordered
+from release.matrix.sound import unsound
 from release.pipeline import Graph, changes, graph, is_valid
 from release.stages import STAGES
 from release.store import Store, default_path, write_whole
 from release.supply import matrix_patches
-from release.types import JSON, Concern, Plan, Unknown
+from release.types import JSON, Concern, Plan, Unknown, split_cell
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,34 @@ class Study:
     choice: Choice | None
     memory: Memory | None
     concerns: tuple[Concern, ...]
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def refusal(self) -> Concern | None:
         """The first reason why nothing is to be built."""
         return next((concern for concern in self.concerns if concern.severity == "refuse"), None)
+
+
+def devices_asked(plan: Plan, asked: Asked) -> Iterator[Concern]:
+    """Say what becomes of the devices that a command line counts: a layout that needs more is refused, and idle ones are told."""
+    if asked.devices is None:
+        return
+    if plan.device is None:
+        text = f"--devices {asked.devices} says nothing here: a host processor is one device"
+        yield Concern(rule="devices", severity="note", message=text)
+    elif plan.parallel is not None:
+        world, used = plan.parallel.world_size, plan.parallel.world_size * plan.parallel.replicas
+        if asked.devices < world:
+            text = f"{world} devices are needed for this layout, and there are {asked.devices}"
+            yield Concern(
+                rule="devices",
+                severity="refuse",
+                message=text,
+                next_step="ask for a smaller layout, or for none: the plan chooses one",
+            )
+        elif used < asked.devices:
+            text = f"{asked.devices - used} of {asked.devices} devices stay idle: {plan.parallel.replicas} × {world} are used"
+            yield Concern(rule="devices", severity="note", message=text)
 
 
 @dataclass(frozen=True)
@@ -59,10 +83,8 @@ class House:
 
     def study(self, cell: str, asked: Asked | None = None) -> Study:
         """Return what there is to say about a cell, refusals included. Raises MatrixError or UsageError where there is no plan at all."""
-        from release.builders.engines import engine_named
-
         plan, choice = plan_of(self.matrix, cell, asked), None
-        engine_named(plan.engine)
+        self._check_engine(plan)
         for source in plan.sources:
             if source.patches is not None and not matrix_patches(self.matrix, source.patches).is_dir():
                 raise MatrixError(f"{cell}: sources: there is no patch set {source.patches}", next_step="add it under patches/")
@@ -71,10 +93,34 @@ class House:
             if choice.best:
                 plan = plan.model_copy(update={"parallel": choice.best.parallel})
         memory = memory_of(plan, plan.parallel) if plan.parallel and plan.device else None
-        found = concerns(plan)
+        found = [*devices_asked(plan, asked or Asked()), *concerns(plan), *self._absent(plan)]
         if choice and not choice.best:
-            found = (Concern(rule="layout", severity="refuse", message=choice.why), *found)
-        return Study(plan, choice, memory, found)
+            found.insert(0, Concern(rule="layout", severity="refuse", message=choice.why))
+        return Study(plan, choice, memory, ordered(found), asked or Asked())
+
+    def _check_engine(self, plan: Plan) -> None:
+        """Raise MatrixError with file and line unless the plan's engine is one that we have."""
+        from release.builders.engines import ENGINES
+
+        if plan.engine not in ENGINES:
+            chip, model, arm = split_cell(plan.cell)
+            file, path = self.matrix.cell_file(chip, model)
+            place = ("cells", arm, "engine") if file.cells[arm].engine else ("engine",)
+            raise MatrixError(
+                f"{parse.locate(path, *place)}: there is no engine {plan.engine!r}{parse.near(plan.engine, ENGINES)}",
+                next_step=f"there are: {', '.join(ENGINES)}",
+            )
+
+    def _absent(self, plan: Plan) -> Iterator[Concern]:
+        """Say which checkpoint is not here: whether a plan can work does not depend on it, a build of it does."""
+        path = plan.model.checkpoint.path
+        if path and not any((folder / path).is_dir() for folder in self.matrix.folders):
+            yield Concern(
+                rule="checkpoint",
+                severity="warn",
+                message=f"not here: {path}, which the model's file names as its checkpoint",
+                next_step=f"put the folder there: {self.matrix.folders[0] / path}",
+            )
 
     def plan(self, cell: str, asked: Asked | None = None) -> Plan:
         """Return the plan of a cell id. Raises MatrixError or UsageError where there is none, or the rules refuse it."""
@@ -85,9 +131,17 @@ class House:
     def refuse(self, study: Study) -> None:
         """Raise MatrixError with the reason and the nearest cell that would work, if a rule refuses the plan."""
         if refusal := study.refusal:
-            others = nearest(study.plan, lambda: (plan_of(self.matrix, cell) for cell, _ in self.matrix.cells()))
+            others = nearest(study.plan, lambda: self._others(study), study.asked)
             step = "\n".join(filter(None, (refusal.next_step, others)))
             raise MatrixError(f"{study.plan.cell}: {refusal.message}", next_step=step)
+
+    def _others(self, study: Study) -> Iterator[Plan]:
+        """Yield the plans of the model's other cells, with what was asked for; a file that is wrong is no alternative."""
+        chip, model, _ = split_cell(study.plan.cell)
+        for cell, file in self.matrix.cells():
+            if file.model == model:
+                with contextlib.suppress(ReleaseError):
+                    yield plan_of(self.matrix, cell, alike(study.asked, here=file.chip == chip))
 
     def studies(self, asked: Asked | None = None) -> Iterator[Study]:
         """Yield what there is to say about every cell."""
@@ -96,7 +150,7 @@ class House:
 
     def problems(self) -> list[ReleaseError]:
         """Return every error of the matrix and of the plan of every cell, each once."""
-        found = {str(problem): problem for problem in problems(self.matrix)}
+        found = {str(problem): problem for problem in (*problems(self.matrix), *unsound(self.matrix))}
         for cell in [] if found else [cell for cell, _ in self.matrix.cells()]:
             try:
                 self.plan(cell)

@@ -17,8 +17,9 @@ from release.types import PRECISIONS, SLUG, Tool
 MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def new_chip(matrix: Matrix, name: str, into: Path) -> tuple[Path, str]:
+def new_chip(matrix: Matrix, name: str, into: Path, *, force: bool = False) -> tuple[Path, str]:
     """Write chips/NAME.yaml and return it with what was found: the first tool of a known chip that answers on this host fills it in."""
+    _stands_alone(matrix.chips(), name, into / f"chips/{name}.yaml", force=force)
     found, tool, vendor = _here(matrix)
     values: dict[str, Any] = {
         "device": found.devices[0] if found and found.devices else None,
@@ -35,10 +36,11 @@ def new_chip(matrix: Matrix, name: str, into: Path) -> tuple[Path, str]:
     return _write(into, f"chips/{name}.yaml", "new/chip.yaml.j2", name, values), said
 
 
-def new_model(name: str, folder: Path | None, into: Path) -> tuple[Path, str]:
+def new_model(matrix: Matrix, name: str, folder: Path | None, into: Path, *, force: bool = False) -> tuple[Path, str]:
     """Write models/NAME.yaml and return it with what was found: the architecture of config.json in `folder`, and every file's digest."""
+    _stands_alone(matrix.models(), name, into / f"models/{name}.yaml", force=force)
     facts = model_facts(folder) if folder else {"architecture": _blank(), "precision": "bf16", "files": {}}
-    values = {**facts, "title": name, "family": name.split("-", maxsplit=1)[0]}
+    values = {**facts, "title": name, "blank": folder is None, "family": name.split("-", maxsplit=1)[0]}
     said = (
         f"{len(facts['files'])} files of {folder}"
         if folder
@@ -47,11 +49,14 @@ def new_model(name: str, folder: Path | None, into: Path) -> tuple[Path, str]:
     return _write(into, f"models/{name}.yaml", "new/model.yaml.j2", name, values), said
 
 
-def new_cell(matrix: Matrix, name: str, into: Path) -> tuple[Path, str]:
+def new_cell(matrix: Matrix, name: str, into: Path, *, force: bool = False) -> tuple[Path, str]:
     """Write cells/CHIP/MODEL.yaml for `name`, which is CHIP/MODEL, and return it with the precisions that it offers."""
     from release.builders.engines import ENGINES
 
     chip_id, _, model_id = name.partition("/")
+    if not chip_id or not model_id or "/" in model_id:
+        raise UsageError(f"{name!r} is not CHIP/MODEL", next_step="as in: release new cell cpu/tiny-qwq")
+    _stands_alone(matrix.cell_files(), name, into / f"cells/{name}.yaml", force=force)
     chip, model = matrix.chip(chip_id), matrix.model(model_id)
     wanted = [precision for precision in chip.precisions if precision == model.precision] or [chip.precisions[0]]
     values = {"chip": chip.id, "model": model.id, "engines": list(ENGINES), "precisions": wanted}
@@ -68,7 +73,16 @@ def _here(matrix: Matrix) -> tuple[Found | None, Tool | None, str]:
 
 def _blank() -> dict[str, Any]:
     names = ("layers", "hidden", "intermediate", "heads", "kv-heads", "head-dim", "vocabulary", "context")
-    return {"class": "Qwen2ForCausalLM", **dict.fromkeys(names, 1)}
+    return {"class": "", **dict.fromkeys(names, 0)}
+
+
+def _stands_alone(known: dict[str, Path], name: str, path: Path, *, force: bool) -> None:
+    """Raise UsageError where a new file would go before another of the same name, unless that is wanted."""
+    if not force and name in known and known[name].resolve() != path.resolve():
+        raise UsageError(
+            f"{name} is there already: {known[name]}, and {path} would go before it",
+            next_step="take another name, or --force to replace it in your matrix",
+        )
 
 
 def _write(into: Path, relative: str, template: str, name: str, values: dict[str, Any]) -> Path:

@@ -16,8 +16,8 @@ from release.errors import UsageError
 @click.option("--precision", help="Precisions that fit it.")
 @click.option("--served-by", "engine", metavar="ENGINE", help="Cells that this engine serves.")
 @click.option("--feature", help="Cells with this feature.")
-@click.option("--json", "form", flag_value="json", help="As one JSON document, with every fact of chips and models.")
-@click.option("--markdown", "form", flag_value="markdown", help="As a Markdown table.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document, with every fact of chips and models.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="As a Markdown table.")
 @click.pass_context
 def matrix_(
     context: click.Context,
@@ -26,7 +26,8 @@ def matrix_(
     precision: str | None,
     engine: str | None,
     feature: str | None,
-    form: str | None,
+    as_json: bool,
+    as_markdown: bool,
 ) -> None:
     """Show models × chips × precisions; of one chip, its features.
 
@@ -38,8 +39,11 @@ def matrix_(
     if context.invoked_subcommand is None:
         from release.show.matrix import matrix
 
+        if as_json and as_markdown:
+            raise UsageError("--json and --markdown are two forms of one thing", next_step="give one of them")
+        form = "json" if as_json else "markdown" if as_markdown else "text"
         filters = {"chip": chip, "model": model, "precision": precision, "engine": engine, "features": feature}
-        click.echo(matrix(house_of(context).matrix, filters, form=form or "text"))
+        click.echo(matrix(house_of(context).matrix, filters, form=form))
 
 
 @matrix_.command()
@@ -98,6 +102,12 @@ def _into(function: F) -> F:
     )(function)
 
 
+def _force(function: F) -> F:
+    return click.option(
+        "--force", is_flag=True, help="Also where it goes before a file of the same name in another matrix folder."
+    )(function)
+
+
 def _folder(context: click.Context, into: Path | None) -> Path:
     return into or next(iter(context.find_root().obj["matrix"]), Path("matrix"))
 
@@ -105,32 +115,35 @@ def _folder(context: click.Context, into: Path | None) -> Path:
 @new.command("chip")
 @click.argument("name")
 @_into
+@_force
 @click.pass_context
-def new_chip(context: click.Context, name: str, into: Path | None) -> None:
+def new_chip(context: click.Context, name: str, into: Path | None, force: bool) -> None:
     """Start a chip, from what the host's own tool says."""
     from release import new as start
 
-    click.echo("{}: {}".format(*start.new_chip(house_of(context).matrix, name, _folder(context, into))))
+    click.echo("{}: {}".format(*start.new_chip(house_of(context).matrix, name, _folder(context, into), force=force)))
 
 
 @new.command("model")
 @click.argument("name")
 @click.option("--from", "source", type=click.Path(path_type=Path, file_okay=False, exists=True), help="A checkpoint's folder.")
 @_into
+@_force
 @click.pass_context
-def new_model(context: click.Context, name: str, source: Path | None, into: Path | None) -> None:
+def new_model(context: click.Context, name: str, source: Path | None, into: Path | None, force: bool) -> None:
     """Start a model, from the config.json and the files of a checkpoint."""
     from release import new as start
 
-    click.echo("{}: {}".format(*start.new_model(name, source, _folder(context, into))))
+    click.echo("{}: {}".format(*start.new_model(house_of(context).matrix, name, source, _folder(context, into), force=force)))
 
 
 @new.command("cell")
 @click.argument("name", metavar="CHIP/MODEL")
 @_into
+@_force
 @click.pass_context
-def new_cell(context: click.Context, name: str, into: Path | None) -> None:
+def new_cell(context: click.Context, name: str, into: Path | None, force: bool) -> None:
     """Start the cells of a model on a chip."""
     from release import new as start
 
-    click.echo("{}: {}".format(*start.new_cell(house_of(context).matrix, name, _folder(context, into))))
+    click.echo("{}: {}".format(*start.new_cell(house_of(context).matrix, name, _folder(context, into), force=force)))

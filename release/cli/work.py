@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 @click.option("--device", help="A variant of the chip's device.")
 @click.option(
     "--device-memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     metavar="GIB",
     help="Memory of one device, as its tool shows it.",
 )
 @click.option(
-    "--devices", type=click.IntRange(1), help="How many devices there are: the plan lays the model over them, and says why."
+    "--devices",
+    type=click.IntRange(1, 16384),
+    help="How many devices there are: the plan lays the model over them, and says why.",
 )
-@click.option("--tensor-parallel-size", type=click.IntRange(1), help="Instead of the layout that the cell says.")
-@click.option("--pipeline-parallel-size", type=click.IntRange(1), help="Instead of the layout that the cell says.")
+@click.option("--tensor-parallel-size", type=click.IntRange(1, 16384), help="Instead of the layout that the cell says.")
+@click.option("--pipeline-parallel-size", type=click.IntRange(1, 16384), help="Instead of the layout that the cell says.")
 @click.option("--set", "args", multiple=True, metavar="NAME=VALUE", help="Another serving argument, as max-model-len=8192.")
 @click.option("--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
@@ -81,11 +83,11 @@ def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
     for text in args:
         name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise UsageError(f"--set {text}: is not NAME=VALUE")
+        if not name or not equals or not value:
+            raise UsageError(f"--set {text}: is not NAME=VALUE", next_step="as in --set max-model-len=8192")
         try:
-            typed = json.loads(value)
-        except ValueError:
+            typed = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
             typed = value
         found[name] = typed if isinstance(typed, str | int | float | bool) else value
     return found

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from release.errors import UsageError
+from release.matrix.parse import near
 from release.show.text import as_document, counted, relative, text
 from release.types import PRECISIONS, split_cell
 
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
     from release.matrix.load import Matrix
 
 NOTHING = "·"
+OPTIONS = {"features": "feature"}
+"""How people call a column of rows, where it is not its name."""
 
 
 def rows_of(known: Matrix, filters: dict[str, str | None]) -> list[dict[str, Any]]:
-    """Return one row a cell whose chip, model, precision, engine and features fit the filters (shell patterns; None fits all)."""
+    """Return one row a cell whose chip, model, precision, engine and features fit the filters (shell patterns in any case; None fits all)."""
     rows = []
     for cell, file in known.cells():
         chip, model, arm_name = split_cell(cell)
@@ -44,13 +48,33 @@ def rows_of(known: Matrix, filters: dict[str, str | None]) -> list[dict[str, Any
     return rows
 
 
+def rows_that_fit(known: Matrix, filters: dict[str, str | None]) -> list[dict[str, Any]]:
+    """Return the rows that fit the filters. Raises UsageError with near misses where there are filters and none fits them."""
+    rows = rows_of(known, filters)
+    said = {name: pattern for name, pattern in filters.items() if pattern is not None}
+    if rows or not said:
+        return rows
+    there = rows_of(known, {})
+    for name, pattern in said.items():
+        values = {str(each) for row in there for each in (row[name] if isinstance(row[name], list) else [row[name]])}
+        if not _fits(sorted(values), pattern):
+            known_as = f"there are: {', '.join(sorted(values)) or 'none'}"
+            raise UsageError(
+                f"no cell has the {OPTIONS.get(name, name)} {pattern!r}{near(pattern.lower(), values)}", next_step=known_as
+            )
+    words = " and ".join(f"{OPTIONS.get(name, name)} {pattern!r}" for name, pattern in said.items())
+    raise UsageError(f"no cell has {words} together", next_step="leave one of them out")
+
+
 def matrix(known: Matrix, filters: dict[str, str | None], *, form: str) -> str:
     """Return the cells that fit the filters: models × chips, or models × features of one chip; as text, `markdown` or `json`."""
-    rows = rows_of(known, filters)
+    rows = rows_that_fit(known, filters)
     if form == "json":
+        every = all(pattern is None for pattern in filters.values())
         dumped = {
-            kind: [get(name).model_dump(mode="json", by_alias=True) for name in names]
-            for kind, names, get in (("chips", known.chips(), known.chip), ("models", known.models(), known.model))
+            f"{kind}s": [get(name).model_dump(mode="json", by_alias=True) for name in names if every or name in had]
+            for kind, names, get in (("chip", known.chips(), known.chip), ("model", known.models(), known.model))
+            if (had := {row[kind] for row in rows}) is not None
         }
         return as_document({**dumped, "cells": rows})
     chips = list(dict.fromkeys(row["chip"] for row in rows))
@@ -109,7 +133,7 @@ def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _fits(value: Any, pattern: str) -> bool:
-    return any(fnmatchcase(str(item), pattern) for item in (value if isinstance(value, list) else [value]))
+    return any(fnmatchcase(str(item).lower(), pattern.lower()) for item in (value if isinstance(value, list) else [value]))
 
 
 def origins(found: tuple[Origin, ...], *, as_json: bool) -> str:
@@ -117,7 +141,10 @@ def origins(found: tuple[Origin, ...], *, as_json: bool) -> str:
     if as_json:
         return as_document(
             [
-                {"key": o.place, "value": o.value, "file": str(o.path) if o.path else None, "line": o.line, "counts": o.counts}
+                {
+                    **{"key": o.place, "value": o.value, "file": str(o.path) if o.path else None, "line": o.line},
+                    **{"counts": o.counts, "why": o.why},
+                }
                 for o in found
             ]
         )
@@ -126,6 +153,6 @@ def origins(found: tuple[Origin, ...], *, as_json: bool) -> str:
         value = as_document(origin.value).replace("\n", " ")
         shown = escape(value if len(value) <= 100 else value[:97] + "…")
         there = escape(origin.under) + ("" if origin.counts else "  [dim](another file goes before)[/]")
-        where = f"{relative(origin.path)}:{origin.line}" if origin.path else "by default"
+        where = f"{relative(origin.path)}:{origin.line}" if origin.path else origin.why
         made.add_row(escape(origin.place), shown, escape(where), there)
     return text(made)

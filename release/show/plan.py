@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
@@ -10,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from release.build import stages_of
-from release.matrix.memory import GIB
-from release.show.text import as_document, bare, text
+from release.errors import MatrixError
+from release.matrix.memory import GIB, assumed
+from release.show.text import as_document, bare, counted, text
 from release.types import GitSource, Unknown, Wheel
 
 if TYPE_CHECKING:
@@ -46,20 +48,35 @@ def plan(house: House, study: Study, tasks: Graph | None, *, as_json: bool) -> s
 def everything(house: House, asked: Asked, filters: dict[str, str | None], *, as_json: bool) -> Iterator[str]:
     """Yield a line a cell: whether it can work, on which layout, how much memory a device needs, and what the rules say.
 
-    As JSON, one document whose items stand a line each: ten thousand cells are never held at once.
+    As JSON, one document whose items stand a line each: ten thousand cells are never held at once. Raises UsageError where no cell fits,
+    and, after the last line, MatrixError where a layout was asked for and every cell is refused.
     """
-    from release.show.matrix import rows_of
+    from release.show.matrix import rows_that_fit
 
-    wanted = sorted(row["cell"] for row in rows_of(house.matrix, filters))
+    wanted = sorted(row["cell"] for row in rows_that_fit(house.matrix, filters))
+    refused = 0
     if as_json:
         yield "["
         for number, cell in enumerate(wanted, 1):
-            yield to_json(_summary(house.study(cell, asked)), by_alias=True).decode() + ("," if number < len(wanted) else "")
+            study = house.study(cell, asked)
+            refused += study.refusal is not None
+            yield to_json(_summary(study), by_alias=True).decode() + ("," if number < len(wanted) else "")
         yield "]"
-        return
+    else:
+        refused = yield from _lines(house, asked, wanted)
+    if refused == len(wanted) and (asked.tensor_parallel_size or asked.pipeline_parallel_size or asked.devices):
+        raise MatrixError(
+            f"{counted(refused, 'cell')}: the layout that was asked for is refused by every one",
+            next_step="leave it out: the plan chooses one and says why",
+        )
+
+
+def _lines(house: House, asked: Asked, wanted: list[str]) -> Generator[str, None, int]:
+    """Yield the lines of the table, and return how many cells are refused."""
     lines, refused = [("cell", "state", "layout", "GiB a device", "at once", "what the rules say")], 0
     for cell in wanted:
         study = house.study(cell, asked)
+        # Contradictions of papers are the last of the warnings: what is said is what this plan can do something about.
         worst = next((concern for concern in study.concerns if concern.severity != "note"), None)
         said = worst.message + (f" (and {len(study.concerns) - 1} more)" if len(study.concerns) > 1 else "") if worst else ""
         lines.append((cell, STATES[worst.severity] if worst else "ok", *_fit(study), said))
@@ -67,7 +84,8 @@ def everything(house: House, asked: Asked, filters: dict[str, str | None], *, as
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     for line in lines:
         yield "  ".join([*(word.ljust(width) for word, width in zip(line, widths, strict=False)), line[5]]).rstrip()
-    yield f"\n{len(wanted)} cells, {refused} refused."
+    yield f"\n{counted(len(wanted), 'cell')}, {refused} refused."
+    return refused
 
 
 def _summary(study: Study) -> dict[str, Any]:
@@ -194,9 +212,10 @@ def _facts(study: Study) -> Table:
         rows += [("layout", f"{layout_line(planned.parallel)} on {count} × {planned.device.name}")]
         once = f"; {held.sequences} of {held.context} tokens at once" if held.sequences is not None else ""
         room = f", of {held.budget / GIB:.1f} GiB a device{once}" if held.budget else ""
+        room += f"; assumed: {held.asked} sequences, the cell does not say" if assumed(planned) else ""
         rows += [("memory", f"{held.weights / GIB:.1f} GiB of weights, {held.kv_one / GIB:.2f} GiB a sequence{room}")]
     start = reads_serve(planned)
-    rows += [("serve", " ".join(start["argv"]) or f"unknown: {start['unknown']}")]
+    rows += [("serve", shlex.join(start["argv"]) or f"unknown: {start['unknown']}")]
     if planned.accuracy:
         rows += [("questions", f"{planned.accuracy.questions}, margin {100 * planned.accuracy.margin:g} points")]
     rows += [("compared with", planned.reference or "nothing")]

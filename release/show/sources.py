@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from release.patches.make import Made
 
 COLOURS = {"clean": "green", "whitespace": "yellow", "fuzz": "yellow", "fails": "red"}
+PLATFORMS = ("linux/amd64", "linux/arm64")
+"""What hosts of chips are; a chip's file says which of them."""
 SHOWN = 12
 """Paths or hunks that are shown of one thing; --json has them all."""
 
@@ -44,6 +46,20 @@ def restored(found: list[JSON], *, as_json: bool) -> str:
         table.add_row("lies in", escape(source["folder"]))
         parts.append(table)
     return text(*parts) if parts else "no source of this cell is a repository"
+
+
+def imported(facts: JSON) -> str:
+    """Return what a base image is that was imported: layers, tags, and what it runs on, with a word where no chip's host has that."""
+    platform = f"{facts['os']}/{facts['architecture']}"
+    warning = (
+        ""
+        if platform in PLATFORMS
+        else f"\nno chip has a host of {platform}: with a base like this, nothing that is built will run"
+    )
+    return (
+        f"{len(facts['diff-ids'])} layers for {platform}, saved as {', '.join(facts['tags']) or 'no tag'}{warning}\n"
+        "write into the cell (or its chip):"
+    )
 
 
 def made(result: Made, *, as_json: bool) -> str:

@@ -26,7 +26,8 @@ MOST_MEMORY: Final = 1e6
 
 Name = Annotated[str, matching(re.compile(r"(?s).*\S.*"), "a name: it says nothing")]
 Mount = Annotated[
-    str, matching(re.compile(r"/[^:]*:/[^:]*(:(ro|rw))?"), "a mount of the form /on/the/host:/in/the/container, with :ro or without")
+    str,
+    matching(re.compile(r"/[^:]*:/[^:]*(:(ro|rw))?"), "a mount of the form /on/the/host:/in/the/container, with :ro or without"),
 ]
 Figure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]

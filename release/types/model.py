@@ -61,7 +61,9 @@ class Architecture(Frozen):
     @model_validator(mode="after")
     def _shared(self) -> Architecture:
         if self.mla is None and self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads do not share {self.kv_heads} kv-heads equally: heads must be a multiple of kv-heads")
+            raise ValueError(
+                f"{self.heads} heads do not share {self.kv_heads} kv-heads equally: heads must be a multiple of kv-heads"
+            )
         return self
 
 

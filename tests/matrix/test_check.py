@@ -10,8 +10,9 @@ from folders import CELL, CHIP, MODEL, PINS, write
 from pydantic import ValidationError
 
 from release.errors import MatrixError, UsageError
-from release.matrix.check import plan_of, precision_for, problems
+from release.matrix.check import Asked, plan_of, precision_for, problems
 from release.matrix.load import Matrix
+from release.types import Parallel
 
 
 def complaint(tmp_path: Path, cell: str = "abacus/pebble-7b@w8a8", **changes: str) -> MatrixError:
@@ -35,7 +36,12 @@ def test_a_new_chip_model_and_cell_are_three_files_and_no_python(tmp_path: Path)
 def test_a_new_cell_on_a_chip_of_ours_is_one_file(tmp_path: Path) -> None:
     ours = Matrix().cell_files()["cpu/tiny-qwq"].read_text()
     model = MODEL.replace("precision: bf16", "precision: fp32")
-    files = {"models/pebble-7b.yaml": model, "cells/cpu/pebble-7b.yaml": ours.replace("tiny-qwq\nengine", "pebble-7b\nengine")}
+    files = {
+        "models/pebble-7b.yaml": model,
+        "cells/cpu/pebble-7b.yaml": ours.replace("tiny-qwq\nengine", "pebble-7b\nengine").replace(
+            "cpu/tiny-qwq@", "cpu/pebble-7b@"
+        ),
+    }
     plan = plan_of(Matrix((write(tmp_path, dict(files)),)), "cpu/pebble-7b@bf16")
     assert (plan.chip.id, plan.model.id) == ("cpu", "pebble-7b")
 
@@ -119,9 +125,49 @@ def test_a_reference_that_cannot_be_is_refused_with_its_line(reference: str, wan
 
 
 def test_a_reference_on_another_chip_is_found(tmp_path: Path) -> None:
+    text = CELL.replace("reference: abacus/pebble-7b@bf16", "reference: cpu/pebble-7b@fp32", 1)
+    there = "chip: cpu\nmodel: pebble-7b\nengine: vllm\ncells: {fp32: {}}\n"
+    files: dict[str, str | None] = {"cells/abacus/pebble-7b.yaml": text, "cells/cpu/pebble-7b.yaml": there}
+    assert plan_of(Matrix((write(tmp_path, files),)), "abacus/pebble-7b@w8a8").reference == "cpu/pebble-7b@fp32"
+
+
+def test_a_reference_of_another_model_is_refused(tmp_path: Path) -> None:
     text = CELL.replace("reference: abacus/pebble-7b@bf16", "reference: cpu/tiny-qwq@fp32", 1)
-    plan = plan_of(Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": text}),)), "abacus/pebble-7b@w8a8")
-    assert plan.reference == "cpu/tiny-qwq@fp32"
+    problem = complaint(tmp_path, file=text)
+    assert "pebble-7b.yaml:17: cells.w8a8.reference: cpu/tiny-qwq@fp32 is a cell of tiny-qwq" in str(problem)
+    assert problem.next_step == "name a cell of pebble-7b"
+
+
+def test_references_that_go_round_in_a_circle_are_refused(tmp_path: Path) -> None:
+    text = CELL.replace("  bf16: {}", "  bf16: {reference: abacus/pebble-7b@bf16~native}")
+    for arm in ("w8a8", "bf16", "bf16~native"):
+        assert "references go round in a circle: " in str(complaint(tmp_path, f"abacus/pebble-7b@{arm}", file=text))
+
+
+def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:
+    source = "  - {name: engine, repository: https://example.org/engine, commit: " + "0" * 40 + "}\n"
+    problem = complaint(tmp_path, file=CELL.replace("serve:\n", f"sources:\n{source}{source}serve:\n", 1))
+    assert "pebble-7b.yaml:7: sources.1: there are two sources called engine" in str(problem)
+
+
+@pytest.mark.parametrize("memory", [float("nan"), float("inf"), 1e308, 0.0, -1.0])
+def test_a_memory_that_no_device_has_is_refused(memory: float) -> None:
+    for cell in ("nvidia/qwq-32b@bf16~native", "cpu/tiny-qwq@bf16"):
+        with pytest.raises(UsageError, match="no device has that"):
+            plan_of(Matrix(), cell, Asked(memory=memory))
+
+
+def test_a_layout_that_is_asked_for_takes_as_many_replicas_as_the_devices_hold() -> None:
+    plan = plan_of(Matrix(), "nvidia/qwq-32b@bf16~native", Asked(devices=9, tensor_parallel_size=2, pipeline_parallel_size=2))
+    assert plan.parallel == Parallel(tensor_parallel_size=2, pipeline_parallel_size=2, replicas=2)
+    with pytest.raises(UsageError, match="nobody has so many devices"):
+        plan_of(Matrix(), "nvidia/qwq-32b@bf16~native", Asked(tensor_parallel_size=10**12))
+
+
+def test_what_is_asked_for_replaces_an_argument_in_any_of_its_spellings() -> None:
+    args = plan_of(Matrix(), "nvidia/qwq-32b@bf16~native", Asked(args={"max_model_len": 4096})).serve.args
+    assert args["max-model-len"] == 4096
+    assert "max_model_len" not in args
 
 
 def test_pins_that_no_folder_has_are_refused_with_the_line_that_names_them(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from plans import QWEN2_7B, QWEN3_32B, R1, plan
 
-from release.matrix.nearest import nearest
+from release.matrix.check import Asked
+from release.matrix.nearest import alike, nearest
 from release.types import Plan
 
 UNKNOWN = {"unknown": "nobody has said it yet"}
@@ -45,3 +46,17 @@ def test_where_no_other_cell_helps_more_devices_do() -> None:
 def test_where_nothing_helps_nothing_is_said() -> None:
     unfit = plan(on={"dtypes": ["fp16"]}, parallel=(1,))
     assert nearest(unfit, lambda: [unfit, plan(on={"dtypes": ["fp16"]}, at={"memory": UNKNOWN})]) is None
+
+
+def test_what_was_asked_for_is_asked_of_the_alternatives_and_repeated_in_the_command() -> None:
+    asked = Asked(device="a9", memory=64.0, tensor_parallel_size=8, args={"max-model-len": 8192, "hf-overrides": '{"a": 1}'})
+    assert (nearest(plan(QWEN2_7B, parallel=(8,)), nowhere, asked) or "").endswith(
+        "--precision bf16 --device a9 --device-memory 64 --devices 8 --set max-model-len=8192 --set 'hf-overrides={\"a\": 1}'"
+    )
+    assert alike(asked, here=True) == Asked(device="a9", memory=64.0, args=asked.args)
+    assert alike(asked, here=False) == Asked(args=asked.args)
+
+
+def test_a_layout_is_looked_for_over_the_devices_that_are_there() -> None:
+    found = nearest(plan(QWEN2_7B, parallel=(4,)), nowhere, Asked(devices=2, tensor_parallel_size=4)) or ""
+    assert found.endswith("--tensor-parallel-size 2") or found.endswith("--devices 2")

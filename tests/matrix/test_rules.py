@@ -30,6 +30,11 @@ def ruled(when: dict[str, Any] | None = None, **rule: Any) -> dict[str, Any]:
     return {"rules": [{"id": "the-vendor", "reason": "it is so", "source": "a paper", "when": when or {}, **spelled}]}
 
 
+FIVE_OF_EIGHT: Final = (
+    "5 of 8 sequences of 32768 tokens fit at once: with all of them 15.3 GiB of weights + 16.0 of cache + 3.0 in reserve are 34.26 "
+    "of 28.80 (0.9 × 32) GiB on each Abacus 9"
+)
+YARN: Final = {"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}}
 CASES: Final[list[tuple[str, str, str, Plan, Plan]]] = [
     (
         *("attention-heads", "refuse", "tensor-parallel-size 8 does not divide 28 attention heads"),
@@ -136,10 +141,34 @@ CASES: Final[list[tuple[str, str, str, Plan, Plan]]] = [
     ),
     (
         *("memory", "warn"),
-        "5 of 8 sequences of 32768 tokens fit at once: with all of them 15.3 GiB of weights + 16.0 of cache + 3.0 in reserve are 34.26 "
-        "of 28.80 (0.9 × 32) GiB on each Abacus 9",
-        plan(QWEN3_32B, parallel=(4,), at={"memory": 32.0}),
-        plan(QWEN3_32B, precision="w8a8", parallel=(4,), at={"memory": 32.0}),
+        FIVE_OF_EIGHT,
+        plan(QWEN3_32B, parallel=(4,), at={"memory": 32.0}, args={"max-num-seqs": 8}),
+        plan(QWEN3_32B, precision="w8a8", parallel=(4,), at={"memory": 32.0}, args={"max-num-seqs": 8}),
+    ),
+    (
+        *("memory", "note", f"assumed: 8 sequences; the cell does not say. {FIVE_OF_EIGHT}"),
+        *(plan(QWEN3_32B, parallel=(4,), at={"memory": 32.0}), plan(QWEN3_32B, parallel=(8,), at={"memory": 32.0})),
+    ),
+    (
+        *("context", "refuse", "32769 tokens a sequence are more than the 32768 that Pebble 7B reads"),
+        *(plan(args={"max-model-len": 32769}), plan(args={"max-model-len": 32769}, weights={"config": YARN})),
+    ),
+    (
+        *("context", "refuse", "131073 tokens a sequence are more than the 131072 that Pebble 7B reads"),
+        plan(args={"max-model-len": 131073}, weights={"config": YARN}),
+        plan(args={"max-model-len": 131072, "hf-overrides": '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}'}),
+    ),
+    (
+        *("weights", "warn", "how the w8a8 weights are made out of bf16 is not said"),
+        *(plan(precision="w8a8"), plan(precision="w8a8", weights={"tool": "release"})),
+    ),
+    (
+        *("arguments", "warn", "no engine is known to have the argument 'max-model-leng' (did you mean 'max-model-len'?)"),
+        *(plan(args={"max-model-leng": 8}), plan(args={"max-model-len": 8, "no-enable-prefix-caching": True, "chat": True})),
+    ),
+    (
+        *("features", "warn", "no vendor is known to tick the feature 'prefix-cahce' (did you mean 'prefix-cache'?)"),
+        *(plan(features=["prefix-cahce"]), plan(features=["prefix-cache", "something-new"])),
     ),
     (
         *("memory", "note", "how much memory Abacus 9 has is not known: nobody has said it yet"),
@@ -265,6 +294,24 @@ def test_refusals_come_before_warnings_and_warnings_before_notes() -> None:
     found = [each.severity for each in concerns(plan(R1, parallel=(16,), base=UNKNOWN, world_sizes=[8], at={"memory": 80.0}))]
     assert found == sorted(found, key=["refuse", "warn", "note"].index)
     assert {"refuse", "warn", "note"} <= set(found)
+
+
+def test_contradictions_of_papers_are_the_last_of_the_warnings() -> None:
+    conflict = {"says": "the text says bfloat16 only", "but": "the table ticks FP16", "source": "a"}
+    found = [each.rule for each in concerns(plan(precision="w8a8", conflicts=[conflict], base=UNKNOWN))]
+    assert found == ["weights", "conflict", "pin"]
+
+
+def test_too_many_pipeline_stages_are_no_reason_to_advise_another_tensor_parallel_size() -> None:
+    (refusal,) = (each for each in concerns(plan(parallel=(1, 29))) if each.severity == "refuse")
+    assert refusal.message == "pipeline-parallel-size 29 is more than 28 layers"
+    assert refusal.next_step == "use fewer pipeline stages: at most one a layer"
+
+
+def test_the_advice_to_take_fewer_tokens_is_never_beyond_the_context() -> None:
+    wrong = plan(QWEN3_32B, parallel=(1,), at={"memory": 82.0}, args={"max-model-len": 200000})
+    (step,) = (each.next_step for each in concerns(wrong) if each.rule == "memory")
+    assert step == "set max-model-len to 32768 at most, or use more devices"
 
 
 def test_a_plan_in_order_raises_no_concern() -> None:

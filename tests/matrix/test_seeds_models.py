@@ -155,7 +155,7 @@ def test_floors_are_those_of_the_guide(model: str) -> None:
 def test_licences_are_upstreams() -> None:
     licences = {model: MATRIX.model(model).license for model in LINKS}
     own = {model: licence for model, licence in licences.items() if licence != "apache-2.0"}
-    assert own == {"qwen2-72b": "qwen", "qwen2.5-72b": "qwen", "deepseek-r1": "mit"}
+    assert own == {"qwen2-72b": "tongyi-qianwen", "qwen2.5-72b": "qwen", "deepseek-r1": "mit"}
 
 
 def test_one_model_embeds_and_all_others_generate() -> None:

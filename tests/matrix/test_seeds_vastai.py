@@ -99,6 +99,7 @@ def test_the_rules_hidden_in_prose_are_found_when_they_are_broken() -> None:
             update={"serve": made.serve.model_copy(update={"env": {}}), "weights": made.weights.model_copy(update={"env": {}})}
         )
     )
+    assert "compiled-lengths" in broken(cell("vastai/qwq-32b@fp16", Asked(args={"max-model-len": 2040})))
     assert "aligned-heads" in broken(cell("vastai/qwq-32b@fp16", Asked(tensor_parallel_size=16)))
     assert not {"compiled-lengths", "deep-stack", "aligned-heads"} & broken(made)
 
