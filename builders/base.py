@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from release import processes
+from release.builders.compression import MAGIC, ZSTD, kind_of, unpacked_as
 from release.builders.layer import rewrite_tar
 from release.builders.normalise import adopt, docker_archive
 from release.containers import Engine
@@ -21,6 +23,8 @@ from release.types import Bootstrap
 ROOTFS: Final = "rootfs.tar"
 IMPORTED: Final = "base"
 """The name of an imported image inside its layout."""
+SPARED: Final = 10
+"""Of the free disk, one part in so many is left to others when an archive is unpacked."""
 STEPS: Final = re.compile(r"I: (?P<text>.*)")
 
 
@@ -34,15 +38,73 @@ def pull_base(image: str, engine: Engine, line: Line) -> dict[str, Any]:
 def import_base(archive: Path, out: Path, line: Line) -> dict[str, Any]:
     """Take a docker-archive (`docker save`) that a vendor sent into a layout under `out` and return what identifies it.
 
-    Its manifest is made here, and is the same for the same archive: `digest` is what a cell pins as NAME@sha256:…. Raises StageError for
-    an archive that is not one sound image.
+    The archive may be compressed as a whole (`docker save | gzip`). Its manifest is made here, and is the same for the same image:
+    `digest` is what a cell pins as NAME@sha256:…. Raises StageError for an archive that is not one sound image.
     """
     layout = Layout.create(out / "layout")
-    line.expect(archive.stat().st_size, "bytes")
-    image, tags = adopt(archive, layout, on_bytes=line.advance)
+    with plain(archive, out, line) as tar:
+        line.expect(tar.stat().st_size, "bytes")
+        image, tags = adopt(tar, layout, on_bytes=line.advance)
     layout.set_index([image.manifest.named(IMPORTED)])
     diff_ids = [layer.diff_id for layer in image.layers]
-    return {"digest": image.manifest.digest, "config": image.config_digest, "diff-ids": diff_ids, "tags": list(tags)}
+    return {
+        "digest": image.manifest.digest,
+        "config": image.config_digest,
+        "diff-ids": diff_ids,
+        "tags": list(tags),
+        **(image.manifest.platform or {}),
+    }
+
+
+@contextlib.contextmanager
+def plain(archive: Path, scratch: Path, line: Line) -> Iterator[Path]:
+    """Lend an archive as a plain tar: itself, or what it unpacks to under `scratch`, which is removed again.
+
+    Told by its first bytes, not by its name. Raises StageError for one that is damaged, or that unpacks to more than the disk has free.
+    """
+    try:
+        with archive.open("rb") as stream:
+            kind = kind_of(stream.read(MAGIC))
+            stream.seek(0)
+            if kind == ZSTD:
+                raise StageError(
+                    "the archive is compressed with zstd",
+                    where=archive.name,
+                    next_step=f"unzstd {archive.name}, and import what comes out",
+                )
+            if not kind:
+                yield archive
+                return
+            (folder := scratch / "plain").mkdir()
+            try:
+                _unpack(stream, kind, file := folder / archive.name, line)
+                yield file
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except ValueError as problem:
+        raise StageError(
+            f"it is no sound {kind} file: {problem}", where=archive.name, next_step="ask for it again, and compare its digest"
+        ) from problem
+
+
+def _unpack(stream: BinaryIO, kind: str, file: Path, line: Line) -> None:
+    """Unpack a compressed archive into `file`. A bomb is stopped before the disk is full: a part of what is free is left."""
+    line.note(f"unpacking {kind}")
+    line.expect(os.fstat(stream.fileno()).st_size, "bytes")
+    free = shutil.disk_usage(file.parent).free
+    written, limit = 0, free - free // SPARED
+    with file.open("wb") as output:
+        for chunk in unpacked_as(kind, stream):
+            written += len(chunk)
+            if written > limit:
+                raise StageError(
+                    f"it unpacks to more than {limit / 1e6:.0f} MB, and the store's disk has {free / 1e6:.0f} MB free",
+                    where=file.name,
+                    next_step="free some space or set RELEASE_STORE to another disk, if the archive is meant to be that large",
+                )
+            output.write(chunk)
+            line.reach(stream.tell())
+    line.note("")
 
 
 def imported_base(image: str, facts: Mapping[str, Any], folder: Path, out: Path) -> dict[str, Any]:

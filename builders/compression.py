@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,13 @@ ISAL: Final[Any] = isal
 """The library without its annotations, which cover half of it."""
 UNPACK_LIMIT: Final = 128 << 30
 """Bytes that one layer may unpack to: a stop for bombs, far above any real layer."""
+
+MAGIC: Final = 6
+"""Bytes that tell how a file is compressed."""
+GZIP, BZIP2, XZ, ZSTD = "gzip", "bzip2", "xz", "zstd"
+KINDS: Final = {b"\x1f\x8b": GZIP, b"BZh": BZIP2, b"\xfd7zXZ\0": XZ, b"\x28\xb5\x2f\xfd": ZSTD}
+XZ_MEMORY: Final = 512 << 20
+"""Bytes of memory that unpacking xz may take: `xz -9` takes 65 MiB, and a header can claim 4 GiB."""
 
 THREADS: Final = 2
 """Threads of igzip; the bytes it writes are the same for every number of them from one up."""
@@ -98,3 +107,53 @@ def unpacked(stream: BinaryIO) -> Iterator[bytes]:
                 yield chunk
     except (EOFError, gzip.BadGzipFile, ISAL.igzip_lib.IsalError) as problem:
         raise ValueError(f"damaged gzip: {problem}") from problem
+
+
+def kind_of(magic: bytes) -> str:
+    """Return how a file that begins with these bytes is compressed, one of KINDS; an empty string for everything else."""
+    return next((kind for start, kind in KINDS.items() if magic.startswith(start)), "")
+
+
+def unpacked_as(kind: str, stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of a gzip, bzip2 or xz stream in chunks, as `unpacked` does for gzip."""
+    return unpacked(stream) if kind == GZIP else _unpacked(stream, _xz if kind == XZ else bz2.BZ2Decompressor)
+
+
+class _Decompressor(Protocol):
+    """What `bz2` and `lzma` have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+def _xz() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
+
+
+def _unpacked(stream: BinaryIO, start: Callable[[], _Decompressor]) -> Iterator[bytes]:
+    """Yield the content of one or several compressed streams, one after the other; zeros may follow each, as tapes and xz have them."""
+    size, data = 0, stream.read(CHUNK)
+    try:
+        while data:
+            unpacking = start()
+            while not unpacking.eof:
+                if unpacking.needs_input and not data and not (data := stream.read(CHUNK)):
+                    raise EOFError("it was cut off")
+                chunk, data = unpacking.decompress(data, CHUNK), b""
+                if (size := size + len(chunk)) > UNPACK_LIMIT:
+                    raise ValueError(f"it unpacks to more than {UNPACK_LIMIT} bytes")
+                if chunk:
+                    yield chunk
+            data = unpacking.unused_data.lstrip(b"\0")
+            while not data and (more := stream.read(CHUNK)):
+                data = more.lstrip(b"\0")
+    except (EOFError, OSError, lzma.LZMAError) as problem:
+        raise ValueError(str(problem)) from problem

@@ -126,7 +126,7 @@ def adopt(
 ) -> tuple[Image, tuple[str, ...]]:
     """Store the one image of a docker-archive in `layout` as it is, config and layers, and return it with the tags that it was saved under.
 
-    Every layer must have the digest that the config gives it. Raises StageError as `normalise` does.
+    Every layer must be a tar, and have the digest that the config gives it. Raises StageError as `normalise` does.
     """
     try:
         with archive.open("rb") as stream, ExitStack() as stack:
@@ -136,7 +136,7 @@ def adopt(
                 incoming = stack.enter_context(layout.incoming())
                 with layout.incoming() as spool:
                     write = partial(_repeat, diff_id=diff_id, on_bytes=on_bytes)
-                    layer = _compress(_uncompressed(content, spool), incoming, compression, write)
+                    layer = _compress(_uncompressed(content, spool), incoming, compression, _tar(diff_id, write))
                 assert layer is not None
                 finished.append((layer, incoming))
             for layer, incoming in finished:
@@ -206,6 +206,20 @@ def _repeat(content: BinaryIO, target: tar.Sink, *, diff_id: str, on_bytes: Call
     if copied.digest != diff_id:
         raise StageError(f"the base layer {diff_id} of the archive has the content of {copied.digest}")
     return Rewritten(kept=1, dropped=0)
+
+
+def _tar(diff_id: str, write: Callable[[BinaryIO, tar.Sink], Rewritten]) -> Callable[[BinaryIO, tar.Sink], Rewritten]:
+    """Return `write` for a layer of which every header was read before: an engine that loads the image would fall over it later."""
+
+    def checked(content: BinaryIO, target: tar.Sink) -> Rewritten:
+        try:
+            for _ in tar.read_members(content):
+                pass
+        except StageError as problem:
+            raise StageError(f"the layer {diff_id} is no sound tar: {problem.message}", next_step=problem.next_step) from problem
+        return write(content, target)
+
+    return checked
 
 
 def _uncompressed(content: BinaryIO, spool: IO[bytes]) -> BinaryIO:

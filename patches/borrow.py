@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from release.errors import PatchError
+from release.errors import RequestError
 from release.patches.git import Repository
 
 POINTER: Final = "gitdir: "
@@ -45,7 +45,7 @@ def commit_id(repository: Repository, revision: str) -> str:
     if revision and "\0" not in revision:
         status, printed, _ = repository.execute("rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}")
     if status:
-        raise PatchError(
+        raise RequestError(
             f"there is no commit {revision!r} in the repository", where=repository.name, next_step="fetch it, or name another one"
         )
     return printed.decode().strip()
@@ -57,7 +57,7 @@ def git_directory(place: Path, name: str, *, shared: bool = True) -> Path:
     if not found and (place / ".git").is_file():
         found = _pointed(place, place / ".git", POINTER, name)
     if not found or not _holds_head(found):
-        raise PatchError(f"there is no git repository at {place}", where=name, next_step=WHICH)
+        raise RequestError(f"there is no git repository at {place}", where=name, next_step=WHICH)
     if shared and (found / "commondir").is_file():
         found = _pointed(found, found / "commondir", "", name)
     return found.resolve()
@@ -77,5 +77,5 @@ def _pointed(base: Path, file: Path, mark: str, name: str) -> Path:
     with file.open("rb") as stream:
         text = stream.read(POINTER_LIMIT).decode("utf-8", "surrogateescape").rstrip("\n")
     if not text.startswith(mark) or "\0" in text:
-        raise PatchError(f"{file} does not name a git directory", where=name, next_step=WHICH)
+        raise RequestError(f"{file} does not name a git directory", where=name, next_step=WHICH)
     return base / text.removeprefix(mark)

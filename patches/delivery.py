@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.oci import sha256
 from release.patches.git import SUBMODULE
 from release.patches.mirror import Mirror
@@ -92,7 +92,7 @@ def announced(
     links = {path: entry.id for path, entry in own.mirror.entries(own.commit).items() if entry.mode == SUBMODULE}
     for path in patched:
         if path not in submodules:
-            raise PatchError(
+            raise RequestError(
                 f"the patches are for the submodule {path}, which was not announced",
                 where=own.mirror.name,
                 next_step=f"announce its repository{_told(own, path)}",
@@ -100,7 +100,7 @@ def announced(
     roots = []
     for path, mirror in sorted(submodules.items()):
         if path not in links:
-            raise PatchError(f"{path} was announced, but is no submodule of commit {own.commit}", where=own.mirror.name)
+            raise RequestError(f"{path} was announced, but is no submodule of commit {own.commit}", where=own.mirror.name)
         named, patches = patched.get(path, ("", ()))
         commit = mirror.commit(named or links[path])
         mirror.bring(commit)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.patches.borrow import Bring, borrowed, commit_id, git_directory
 from release.patches.fit import CLEAN, FITS, Piece, Step, try_on, worst
 from release.patches.git import Repository
@@ -72,6 +72,10 @@ class Diagnosis:
     patches: tuple[str, ...]
     findings: tuple[Finding, ...]
     newest: Newest | None
+
+    def worse(self, wanted: str) -> tuple[Finding, ...]:
+        """Return the findings that are worse than `wanted`, one of FITS."""
+        return tuple(finding for finding in self.findings if not _good(finding, wanted))
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,25 @@ class _Practice:
         for revision in revisions:
             old, mark, new = revision.partition("..")
             if mark and (not old or not new or new.startswith(".")):
-                raise PatchError(
+                raise RequestError(
                     f"{revision!r} is no range A..B", where=self._names.name, next_step="write both ends and two dots"
                 )
-            states += self._states(new, old) if mark else [_State((self._commit(commit_id(self._names, revision)),))]
+            found = self._states(new, old) if mark else [_State((self._commit(commit_id(self._names, revision)),))]
+            if not found:
+                raise RequestError(
+                    f"there are no commits in {revision}",
+                    where=self._names.name,
+                    next_step="write the older end of the range first",
+                )
+            states += found
         if (count := sum(len(state.commits) for state in states)) > MOST_FINDINGS:
-            raise PatchError(
+            raise RequestError(
                 f"{count} commits are more than a table holds",
                 where=self._names.name,
                 next_step="name a shorter range, or a branch",
             )
-        found = self._tried([state.commits[0] for state in states])
-        return [replace(finding, commit=commit) for finding, state in zip(found, states, strict=True) for commit in state.commits]
+        tried = self._tried([state.commits[0] for state in states])
+        return [replace(finding, commit=commit) for finding, state in zip(tried, states, strict=True) for commit in state.commits]
 
     def newest(self, branch: str, since: str, search: str, accept: str) -> Newest:
         """Search a branch."""
@@ -244,7 +255,7 @@ class _Practice:
         if past and inclusive:
             commits.append(self._commit(past))
         if len(commits) > MOST_COMMITS:
-            raise PatchError(f"more than {MOST_COMMITS} commits", where=self._names.name, next_step="name a shorter history")
+            raise RequestError(f"more than {MOST_COMMITS} commits", where=self._names.name, next_step="name a shorter history")
         given = os.fsencode("\n".join([tip, *([f"^{past}"] if past else []), "--", *self._paths, ""]))
         changing = set(self._names.run("--literal-pathspecs", "rev-list", "--first-parent", "--stdin", given=given).split())
         states: list[_State] = []

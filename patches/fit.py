@@ -135,7 +135,9 @@ def _opened(name: str, content: bytes, decrypt: Decrypt | None) -> tuple[str, by
     if not (name.endswith(ENCRYPTED) or content.startswith(MAGIC)):
         return name, content, False
     if not decrypt:
-        raise PatchError("the patch is encrypted, and no key is at hand", where=name, next_step="name the private key for it")
+        raise PatchError(
+            "the patch is encrypted, and no key is at hand", where=name, next_step="name the private key for it with --key FILE"
+        )
     return name, decrypt(content, name), True
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from release.errors import PatchError, ReleaseError
+from release.errors import PatchError, ReleaseError, RequestError
 from release.patches.delivery import MAILBOX, Delivery, Found, Root, announced
 from release.patches.git import FILE, PROGRAM, Entry
 from release.patches.mirror import COMMIT, Mirror
@@ -86,12 +86,12 @@ def delivery(
     Raises PatchError when device, base or backend are not there, with what is there instead.
     """
     if not DEVICE.fullmatch(wanted.device_type):
-        raise PatchError(f"{wanted.device_type!r} is not a device type such as Vendor_Model", where=mirror.name)
+        raise RequestError(f"{wanted.device_type!r} is not a device type such as Vendor_Model", where=mirror.name)
     head = mirror.commit(revision)
     files = _files(mirror, head, wanted.device_type)
     if mailbox := _mailbox(wanted, files):
         if not HEX.fullmatch(wanted.commit_id):
-            raise PatchError(f"{wanted.commit_id!r} is not the beginning of a commit", where=mirror.name)
+            raise RequestError(f"{wanted.commit_id!r} is not the beginning of a commit", where=mirror.name)
         base = mirror.commit(wanted.commit_id)
         mirror.bring(base)
         own = Root("", mirror, base, _found(mirror, mailbox))
@@ -115,7 +115,7 @@ def _files(mirror: Mirror, commit: str, device: str) -> dict[str, Entry]:
     files = mirror.entries(commit, folder)
     if not files:
         there = sorted({path.split("/")[1] for path in mirror.entries(commit, HARDWARE) if path.count("/") > 1})
-        raise PatchError(
+        raise RequestError(
             f"there are no patches for {device} at commit {commit}{_near(device, there)}",
             where=mirror.name,
             next_step=f"there are patches for {', '.join(there)}" if there else "name a commit at which patches are kept",
@@ -137,10 +137,12 @@ def _later(mirror: Mirror, head: str, wanted: Wanted, read_yaml: ReadYaml, files
     """Return what the generations with a YAML file keep for each backend that is wanted, and the commit at which they keep it."""
     there = sorted({path.split("/")[0] for path in files if "/" in path})
     if (bases := _bases(files, there)) and bases == there:
-        raise PatchError(
-            f"no patch is kept for the base commit {wanted.commit_id!r}",
+        raise RequestError(
+            f"no patch is kept for the base commit {wanted.commit_id!r}"
+            if wanted.commit_id
+            else "which base is not said: patches are kept for one or more commits",
             where=f"{mirror.name}: {HARDWARE}/{wanted.device_type}",
-            next_step=f"name one of {', '.join(bases)}, with {SHORTEST} digits or more",
+            next_step=f"name with --commit-id (in a cell: commit-id) one of {', '.join(bases)}, with {SHORTEST} digits or more",
         )
     chosen = sorted({_backend(name, mirror.name) for name in wanted.backends}) or (there if len(there) == 1 else [])
     source = mirror.commit(wanted.commit_id) if wanted.commit_id and not _names(files, wanted.commit_id) else ""
@@ -150,7 +152,7 @@ def _later(mirror: Mirror, head: str, wanted: Wanted, read_yaml: ReadYaml, files
         files = _files(mirror, source, wanted.device_type)
         there = sorted({path.split("/")[0] for path in files if "/" in path})
     if not chosen or (missing := sorted(set(chosen) - set(there))):
-        raise PatchError(
+        raise RequestError(
             f"no patches for {', '.join(missing)} are kept" if chosen else "there are patches for several backends",
             where=f"{mirror.name}: {HARDWARE}/{wanted.device_type}",
             next_step=f"name one or more of {', '.join(there)}" if there else "name a commit at which patches are kept",
@@ -183,7 +185,9 @@ def _kept(mirror: Mirror, wanted: Wanted, backend: str, files: Mapping[str, Entr
         ids = sorted(name[:-5] for name in mine if name.endswith(".yaml") and HEX.fullmatch(name[:-5]))
         id = next((id for id in ids if wanted.commit_id.startswith(id)), ids[0] if len(ids) == 1 else "")
         if not id:
-            raise PatchError("there is no diff.yaml, and no other one that is wanted", where=where, next_step=f"there are: {ids}")
+            raise RequestError(
+                "there is no diff.yaml, and no other one that is wanted", where=where, next_step=f"there are: {ids}"
+            )
         generation, told = "transitional", f"{id}.yaml"
         patches = {name: entry for name, entry in patches.items() if name in (f"{id}.patch", id + ENCRYPTED)}
     if not patches or len(patches) > FILES_LIMIT:
@@ -223,7 +227,7 @@ def _latest(mirror: Mirror, head: str, wanted: Wanted, backends: Collection[str]
         if isinstance(commits, Mapping) and wanted.task in ("", task) and commits.get(key)
     }
     if len(found) > 1:
-        raise PatchError(
+        raise RequestError(
             f"{key} has patches for several tasks",
             where=f"{mirror.name}: {HISTORY}",
             next_step=f"name one of: {', '.join(found)}",
@@ -266,7 +270,7 @@ def _told(mirror: Mirror, entry: Entry, where: str, read_yaml: ReadYaml) -> Any:
 def _backend(name: str, where: str) -> str:
     if found := BACKENDS.get(name.lower()):
         return found
-    raise PatchError(f"there is no backend {name!r}{_near(name, sorted(set(BACKENDS.values())))}", where=where)
+    raise RequestError(f"there is no backend {name!r}{_near(name, sorted(set(BACKENDS.values())))}", where=where)
 
 
 def _near(name: str, known: Sequence[str]) -> str:

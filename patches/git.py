@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from release.errors import PatchError
-from release.processes import find, tied
+from release.processes import FULL, find, tied
 
 if TYPE_CHECKING:
     from git import Git
@@ -31,6 +32,7 @@ PROTOCOLS: Final = ("https", "ssh", "file")
 IDENTITY: Final = ("release", "release@localhost")
 DATE: Final = "@1793491200 +0000"
 """1 November 2026: every commit that we make has this date and IDENTITY, so that its id depends on what it holds alone."""
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 INSTALL: Final = "install git (Debian: apt-get install git), or name it in GIT_PYTHON_GIT_EXECUTABLE"
 HELD_BACK: Final = 5.0
 """Seconds that git gets to remove its own temporary files when it is stopped."""
@@ -171,6 +173,12 @@ class Repository:
             found[path] = Entry(mode, id)
         return found
 
+    def sizes(self, tree: str) -> dict[str, int]:
+        """Return the bytes of every file and link of a tree, by path."""
+        lines = self.run("ls-tree", "-r", "-z", "--long", "--full-tree", tree).split("\0")[:-1]
+        heads = {path: head.split() for head, _, path in (line.partition("\t") for line in lines)}
+        return {path: int(head[3]) for path, head in heads.items() if head[3] != "-"}
+
     def contents(self, ids: Sequence[str]) -> dict[str, Path]:
         """Write each blob into a file of its own under the repository's folder, and return where they are, by id."""
         where = Path(tempfile.mkdtemp(prefix="contents-", dir=self.folder))
@@ -269,8 +277,11 @@ class Repository:
         from git.exc import GitError
 
         with tempfile.TemporaryFile(dir=self.folder) as stream:
-            stream.write(given)
-            stream.seek(0)
+            try:
+                stream.write(given)
+                stream.seek(0)
+            except OSError as problem:
+                raise no_space(self.folder, self.name) if problem.errno in NO_SPACE else problem from problem
             try:
                 running = self._git.execute(list(argv), istream=stream, as_process=True, env=dict(environment), umask=umask)
             except (GitError, OSError) as problem:
@@ -280,7 +291,19 @@ class Repository:
                     printed, complaint = process.communicate()
                 else:
                     printed, complaint = b"", _copied(process, output)
-        return process.returncode, printed, complaint.decode("utf-8", "replace")
+        text = complaint.decode("utf-8", "replace")
+        if process.returncode and FULL in text:
+            raise no_space(self.folder, self.name)
+        return process.returncode, printed, text
+
+
+def no_space(place: Path, where: str) -> PatchError:
+    """Return the error for a disk that is full."""
+    return PatchError(
+        f"no space left on the disk of {place}",
+        where=where,
+        next_step="free some space, or take another disk: RELEASE_STORE for what is fetched, --into for what is restored",
+    )
 
 
 @contextlib.contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
 import stat
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.padding import OAEP
@@ -27,7 +30,10 @@ FILE_LIMIT: Final = 64 << 10
 """Bytes that the file of a key may have."""
 PRIVATE_PEM: Final = re.compile(r"-----BEGIN (?:RSA |ENCRYPTED )?PRIVATE KEY-----")
 PUBLIC_PEM: Final = re.compile(r"-----BEGIN (?:RSA )?PUBLIC KEY-----")
-HOW: Final = f"name the file of the key, whose mode must be 0600, or put its PEM text into the environment as {VARIABLE}"
+HOW: Final = f"name its file with --key FILE (mode 0600), or put its PEM text into the environment as {VARIABLE}"
+MISTAKEN: Final = "this is a public key, not the private one that is needed"
+NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system says that knows no hard links."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,8 +95,8 @@ def private_key(path: Path | None = None) -> PrivateKey:
 def public_key(path: Path) -> PublicKey:
     """Read a recipient's public key from `path`: a PEM file, or a folder with `public_key.pem`.
 
-    Where the folder holds only the private key, or the file is one, the public key that belongs to it is worked out in memory.
-    Raises PatchError when there is no such key or it is no RSA key of at least 3072 bits.
+    Where the folder holds only the private key, the public key that belongs to it is worked out in memory. Raises PatchError when
+    there is no such key or it is no RSA key of at least 3072 bits, and for the file of a private key: who has one to give is mistaken.
     """
     file = path
     if path.is_dir():
@@ -98,7 +104,13 @@ def public_key(path: Path) -> PublicKey:
         if not file.exists() and (path / PRIVATE_FILE).exists():
             return private_key(path).public
     text = _text(file)
-    return private_key(file).public if PRIVATE_PEM.search(text) else public_key_in(text, str(file))
+    if PRIVATE_PEM.search(text):
+        raise RequestError(
+            "this is a private key: give its public half",
+            where=str(file),
+            next_step=f"it is the {PUBLIC_FILE} that was made with it, or `openssl rsa -in {file} -pubout`",
+        )
+    return public_key_in(text, str(file))
 
 
 def public_key_in(text: str, where: str) -> PublicKey:
@@ -122,7 +134,7 @@ def new_keys(folder: Path, passphrase: str = "") -> PublicKey:
     """Make a pair of RSA-4096 keys, write `private_key.pem` (mode 0600) and `public_key.pem` into `folder`, return the public one.
 
     The private key is PKCS#1 as FlagScale writes it, or encrypted PKCS#8 where there is a passphrase. Raises PatchError when
-    either file is there already: no key is ever overwritten.
+    either file is there already: no key is ever overwritten. Where the second cannot be written, the first is removed again.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
@@ -140,27 +152,45 @@ def new_keys(folder: Path, passphrase: str = "") -> PublicKey:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _create(private, key.private_bytes(serialization.Encoding.PEM, form, lock), 0o600)
-        _create(public, recipient.pem(), 0o644)
+        try:
+            _create(public, recipient.pem(), 0o644)
+        except BaseException:
+            private.unlink()
+            raise
     except OSError as problem:
-        raise PatchError(f"the keys cannot be written: {problem.strerror}", where=str(folder)) from problem
+        raise PatchError(
+            f"the keys cannot be written: {problem.strerror}",
+            where=str(folder),
+            next_step="no key was made: free some space, or choose another folder",
+        ) from problem
     return recipient
 
 
 def _create(file: Path, content: bytes, mode: int) -> None:
-    """Write a file that was not there before; readable by others at no moment where `mode` does not say so."""
+    """Write a file that was not there before, aside and then in one step; readable by others at no moment where `mode` does not say so."""
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    except FileExistsError:
-        raise _there(file) from None
-    with os.fdopen(number, "wb") as stream:
-        os.fchmod(number, mode)
-        stream.write(content)
-        stream.flush()
-        os.fsync(number)
+        number = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        with os.fdopen(number, "wb") as stream:
+            os.fchmod(number, mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(number)
+        try:
+            os.link(aside, file, follow_symlinks=False)
+        except OSError as problem:
+            if os.path.lexists(file):
+                raise _there(file) from None
+            if problem.errno not in NO_LINKS:
+                raise
+            aside.rename(file)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
-def _there(file: Path) -> PatchError:
-    return PatchError(
+def _there(file: Path) -> RequestError:
+    return RequestError(
         "there is a key already, and keys are never overwritten",
         where=str(file),
         next_step="choose another folder, or move the old key to a safe place: what was encrypted for it opens with nothing else",
@@ -175,18 +205,23 @@ def _text(file: Path, *, secret: bool = False) -> str:
             if not stat.S_ISREG(status.st_mode):
                 raise PatchError("this is no plain file", where=str(file), next_step=HOW)
             mode = stat.S_IMODE(status.st_mode)
-            if secret and mode & 0o177:
-                raise PatchError(
-                    f"the private key has mode {mode:04o}: others than its owner may get at it",
-                    where=str(file),
-                    next_step=f"chmod 600 {file}",
-                )
             content = stream.read(FILE_LIMIT + 1)
     except OSError as problem:
         raise PatchError(f"the key cannot be read: {problem.strerror}", where=str(file), next_step=HOW) from problem
     if len(content) > FILE_LIMIT:
         raise PatchError(f"this is no key: it has more than {FILE_LIMIT} bytes", where=str(file), next_step=HOW)
-    return content.decode("ascii", "replace")
+    text = content.decode("ascii", "replace")
+    if secret and mode & 0o177 and not _is_public(text):
+        raise PatchError(
+            f"the private key has mode {mode:04o}: others than its owner may get at it",
+            where=str(file),
+            next_step=f"chmod 600 {file}",
+        )
+    return text
+
+
+def _is_public(text: str) -> bool:
+    return PUBLIC_PEM.search(text) is not None and not PRIVATE_PEM.search(text)
 
 
 def _private(text: str, where: str) -> PrivateKey:
@@ -195,9 +230,10 @@ def _private(text: str, where: str) -> PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    if _is_public(text):
+        raise RequestError(MISTAKEN, where=where, next_step=HOW)
     if not PRIVATE_PEM.search(text):
-        what = "a public key, not the private one" if PUBLIC_PEM.search(text) else "no private key in PEM form, PKCS#1 or PKCS#8"
-        raise PatchError(f"this is {what}", where=where, next_step=HOW)
+        raise PatchError("this is no private key in PEM form, PKCS#1 or PKCS#8", where=where, next_step=HOW)
     locked = "ENCRYPTED" in text
     passphrase = os.environ.get(PASSPHRASE, "")
     if locked and not passphrase:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.oci import sha256
 from release.patches.apply import APPLY, entries_under
 from release.patches.borrow import Bring, borrowed, commit_id, git_directory, is_repository
@@ -61,7 +61,7 @@ class Made:
     """A patch set that was made and proven: applied in order to `base_tree`, the patches give `tree` (git's ids).
 
     `base` and `commit` are the commits that were compared, empty for plain folders. `changed` are the paths that differ.
-    `left_out` are files of a checkout that are changed or new, but not in the commit, and so not in the patches either.
+    `left_out` are files of a checkout that are changed or new and in no commit, and so not in the patches either.
     """
 
     folder: Path
@@ -109,11 +109,11 @@ def make(
     """
     name = f"{out.parent.name}/{out.name}"
     if not NAME.fullmatch(out.name) or not NAME.fullmatch(out.absolute().parent.name):
-        raise PatchError(
+        raise RequestError(
             "a patch set lies in `<source>/<base>`, two plain names", where=str(out), next_step="choose such a folder"
         )
     if os.path.lexists(out):
-        raise PatchError("the folder is there already", where=str(out), next_step="remove it, or choose another one")
+        raise RequestError("the folder is there already", where=str(out), next_step="remove it, or choose another one")
     with tempfile.TemporaryDirectory(prefix="patch-", dir=scratch) as folder:
         private = Path(folder)
         old = _side(private / "base", repository or tree, base, name) if isinstance(base, str) else _plain(base, name)
@@ -148,7 +148,8 @@ def _side(folder: Path, place: Path, revision: str, name: str, *, look: bool = F
     commit = commit_id(repository, revision)
     left_out: tuple[str, ...] = ()
     if look and (place / ".git").exists():
-        repository.run("read-tree", commit)
+        status, head, _ = repository.execute("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        repository.run("read-tree", commit if status else head.decode().strip())
         seen = repository.run(
             *(f"--work-tree={place.resolve()}", "ls-files", "-z", "--modified", "--deleted", "--others"),
             *("--exclude-standard", "--directory", "--no-empty-directory"),

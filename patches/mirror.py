@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.patches.git import SUBMODULE, Entry, Repository, last_line
 from release.store import Store
 
@@ -48,22 +48,25 @@ def spoken(address: str) -> str:
     if address and (folder := Path(address).expanduser()).is_dir():
         return "file://" + quote(str(folder.resolve()))
     if not ADDRESS.fullmatch(address) or address.startswith("-") or set(address) & set('"\\#;'):
-        raise PatchError(f"{address[:200]!r} is not the address of a repository")
+        raise RequestError(
+            f"{address[:200]!r} is not the address of a repository",
+            next_step="name it by https://, ssh://, file:// or a local folder",
+        )
     if "://" not in address and "::" not in address and SCP.fullmatch(address):
         return address
     scheme = address.partition("::")[0] if "::" in address.partition("://")[0] else urlsplit(address).scheme
     if scheme not in ("https", "ssh", "file") or "::" in address.partition("://")[0]:
-        raise PatchError(
+        raise RequestError(
             f"{without_password(address)}: {scheme or 'a path that is no folder'} is not a way to a repository that is taken",
             next_step="name it by https://, ssh://, file:// or a local folder",
         )
     if urlsplit(address).password is not None:
-        raise PatchError(
+        raise RequestError(
             f"{without_password(address)}: an address holds no password",
             next_step="keep it in a git credential helper; the user's own are asked",
         )
     if scheme != "file" and not urlsplit(address).hostname:
-        raise PatchError(f"{address!r} names no server")
+        raise RequestError(f"{address!r} names no server")
     return address
 
 
@@ -81,7 +84,7 @@ def normal(address: str) -> str:
     try:
         port = "" if parts.port in (None, PORTS.get(parts.scheme)) else f":{parts.port}"
     except ValueError as problem:
-        raise PatchError(f"{without_password(address)}: {problem}") from problem
+        raise RequestError(f"{without_password(address)}: {problem}") from problem
     path = re.sub(r"/{2,}", "/", parts.path).rstrip("/")
     if parts.scheme != "file":  # two folders, x and x.git, are two repositories
         path = path.removesuffix(".git").rstrip("/")
@@ -134,7 +137,7 @@ class Mirror:
             self._fetch_commit(revision)
             return revision
         if not NAME.fullmatch(revision) or ".." in revision or revision.endswith((".lock", "/", ".")) or "//" in revision:
-            raise PatchError(f"{revision!r} is not a commit, tag or branch", where=self.name)
+            raise RequestError(f"{revision!r} is not a commit, tag or branch", where=self.name)
         if SHORT.fullmatch(revision) and (found := self._unfolded(revision)):
             return found
         known = pinned or self._remembered(revision)
@@ -279,7 +282,7 @@ class Mirror:
             self.refresh()
             found = self._commits_like(short)
         if len(found) > 1:
-            raise PatchError(f"more than one commit begins with {short}", where=self.name, next_step="write more of its digits")
+            raise RequestError(f"more than one commit begins with {short}", where=self.name, next_step="write more of its digits")
         return next(iter(found), "")
 
     def _commits_like(self, short: str) -> list[str]:
@@ -306,7 +309,7 @@ class Mirror:
             return True, found
         if found := told.get(name if name == "HEAD" else f"refs/heads/{name}", ""):
             return False, found
-        raise PatchError(f"there is no tag, branch or commit {name}", where=self.name)
+        raise RequestError(f"there is no tag, branch or commit {name}", where=self.name)
 
     def _listed(self, name: str) -> tuple[int, bytes, str]:
         refs = ("HEAD",) if name == "HEAD" else (f"refs/tags/{name}", f"refs/tags/{name}^{{}}", f"refs/heads/{name}")

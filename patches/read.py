@@ -123,7 +123,9 @@ def _patch(folder: Path, file: str, digest: str, name: str, decrypt: Decrypt | N
     if file.endswith(ENCRYPTED):
         if not decrypt:
             raise PatchError(
-                "the patch is encrypted, and no key is at hand", where=where, next_step="name the private key for it"
+                "the patch is encrypted, and no key is at hand",
+                where=where,
+                next_step="name the private key for it with --key FILE",
             )
         return Patch(file, folder / file, digest, changes_in(_opened(content, decrypt, where), where), decrypt)
     return Patch(file, folder / file, digest, changes_in(content, where))

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.oci import link_or_copy, sha256
 from release.patches import mailbox
 from release.patches.apply import reason
 from release.patches.delivery import MAILBOX, SERIES, Delivery, Found, Root
-from release.patches.git import FILE, LINK, NOTHING, PROGRAM, SUBMODULE, Entry, Repository
+from release.patches.git import FILE, LINK, NOTHING, PROGRAM, SUBMODULE, Entry, Repository, no_space
 from release.patches.links import way_out
 from release.patches.parse import Change, changes_in, path_fault
 from release.patches.read import PATCH_LIMIT, Decrypt
@@ -78,19 +78,24 @@ def unpatch(
     """Apply the patches of a delivery to their base and write the result into the folder `into`, which is empty or not there.
 
     `scratch` is a folder for private files, the plaintext of encrypted patches among them, that are removed again however this
-    ends. `decrypt` opens encrypted patches. `pins` is what a lock says: path → sha256 of every patch. Where a patch fits only
+    ends. `decrypt` opens encrypted patches. `pins` is what a cell says: path → sha256 of every patch. Where a patch fits only
     after git has changed whitespace, that is done and recorded, or refused without `fix_whitespace`. Modes are 644 and 755.
     Raises PatchError when a patch is not the pinned one, is unsafe, cannot be opened, or does not apply; nothing is written then.
     """
     _compare(delivery, pins)
-    if into.is_symlink() or (into.exists() and (not into.is_dir() or any(into.iterdir()))):
-        raise PatchError(f"{into} is not an empty folder", where=delivery.name, next_step="name a folder that is not there yet")
+    refuse_taken(into, delivery.name)
     with tempfile.TemporaryDirectory(prefix="unpatch-", dir=scratch) as folder:
         objects = list(dict.fromkeys(root.mirror.objects for root in delivery.roots))
         work = _Work(Repository.create(Path(folder), delivery.name, objects=objects), delivery, decrypt, fix_whitespace)
         result = work.result()
-        _write(work.repository, into)
+        _write(work.repository, result.tree, into)
     return result
+
+
+def refuse_taken(into: Path, where: str) -> None:
+    """Refuse a place that is neither free nor an empty folder."""
+    if into.is_symlink() or (into.exists() and (not into.is_dir() or any(into.iterdir()))):
+        raise RequestError(f"{into} is not an empty folder", where=where, next_step="name a folder that is not there yet")
 
 
 class _Work:
@@ -150,7 +155,9 @@ class _Work:
             text = patch.content
         elif self._decrypt is None:
             raise PatchError(
-                "the patch is encrypted, and no key is at hand", where=where, next_step="name the private key for it"
+                "the patch is encrypted, and no key is at hand",
+                where=where,
+                next_step="name the private key for it with --key FILE",
             )
         else:
             text = self._decrypt(patch.content, where)
@@ -255,16 +262,17 @@ class _Work:
 
 
 def _compare(delivery: Delivery, pins: Mapping[str, str] | None) -> None:
-    """Refuse patches that are not those of a lock, saying which are others, and what changed them."""
+    """Refuse patches that are not those that are pinned, saying which are others, and what changed them."""
     if pins is None:
         return
     found = {patch.path: patch for root in delivery.roots for patch in root.patches}
     for path, patch in found.items():
         if path in pins and patch.sha256 != pins[path]:
             raise PatchError(
-                f"patch sha256 is {_short(patch.sha256)}, the lock says {_short(pins[path])}",
+                f"patch sha256 is {_short(patch.sha256)}, the matrix says {_short(pins[path])}",
                 where=f"{delivery.name}: {path}",
-                next_step=f"it was replaced in place{_last_change(delivery, path)}: look at what changed; if it is meant, lock it again",
+                next_step=f"it was replaced in place{last_change(delivery, path)}: look at what changed; if it is meant, write "
+                f"{patch.sha256} into the cell's YAML, as sha256 of the source's vendor-patch",
             )
     others = [
         *(f"{path} is new" for path in found if path not in pins),
@@ -272,13 +280,13 @@ def _compare(delivery: Delivery, pins: Mapping[str, str] | None) -> None:
     ]
     if others:
         raise PatchError(
-            f"the patches are not those of the lock: {', '.join(others[:5])}{'…' if len(others) > 5 else ''}",
+            f"the patches are not those of the matrix: {', '.join(others[:5])}{'…' if len(others) > 5 else ''}",
             where=delivery.name,
-            next_step="look at what changed; if it is meant, lock them again",
+            next_step="look at what changed; if it is meant, pin them in the cell's YAML",
         )
 
 
-def _last_change(delivery: Delivery, path: str) -> str:
+def last_change(delivery: Delivery, path: str) -> str:
     """Return which commit changed a patch in the repository that keeps it, where one does."""
     if not delivery.source:
         return ""
@@ -291,14 +299,28 @@ def _short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:8] + "…"
 
 
-def _write(repository: Repository, into: Path) -> None:
-    """Write what the index holds into a folder of its own, and make that `into` by one rename."""
+def _write(repository: Repository, tree_id: str, into: Path) -> None:
+    """Write what the index holds, the tree `tree_id`, into a folder of its own, and make that `into` by one rename."""
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{into.name}-", dir=into.parent) as folder:
         (tree := Path(folder) / "tree").mkdir()
         tree.chmod(0o755)
-        repository.run("checkout-index", "--all", f"--prefix={tree}/", umask=0o022)
+        try:
+            repository.run("checkout-index", "--all", f"--prefix={tree}/", umask=0o022)
+        except PatchError as problem:
+            if _is_short(repository, tree_id, tree):
+                raise no_space(into.parent, repository.name) from problem
+            raise
         os.replace(tree, into)
+
+
+def _is_short(repository: Repository, tree_id: str, tree: Path) -> bool:
+    """Say whether a disk cannot hold what is not in the folder `tree` yet: where it cannot write a file, git does not say why."""
+    sizes = repository.sizes(tree_id)
+    here = {path for path, size in sizes.items() if os.path.lexists(tree / path) and (tree / path).lstat().st_size == size}
+    disk = os.statvfs(tree)
+    wanted = sum(-(-size // disk.f_frsize) for path, size in sizes.items() if path not in here)
+    return wanted > disk.f_bavail or bool(disk.f_files and not disk.f_favail)
 
 
 def pass_through(file: Path, digest: str, into: Path) -> Path:
@@ -310,7 +332,9 @@ def pass_through(file: Path, digest: str, into: Path) -> Path:
         found = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
     if found != digest:
         raise PatchError(
-            f"plugin sha256 is {_short(found)}, the lock says {_short(digest)}", where=file.name, next_step="fetch the pinned one"
+            f"plugin sha256 is {_short(found)}, the matrix says {_short(digest)}",
+            where=file.name,
+            next_step="fetch the pinned one",
         )
     link_or_copy(file, kept := into / file.name)
     return kept

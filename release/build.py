@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from release.errors import UsageError, VerdictError
+from release.errors import PatchError, StageError, UsageError, VerdictError
 from release.house import House
 from release.matrix.load import split
 from release.oci import link_or_copy, sha256_file
@@ -22,6 +22,7 @@ from release.progress import progress_for
 from release.session import Session
 from release.stages import STAGES
 from release.store import write_whole
+from release.supply import git_sources
 from release.types import JSON, State, tag_of
 
 if TYPE_CHECKING:
@@ -68,10 +69,13 @@ def build(
     use_build_cache: bool = True,
     least: str = "built",
     tag: str | None = None,
+    patch_key: Path | None = None,
+    offline: bool = False,
 ) -> Outcome:
     """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given.
 
-    A release that is not at least `least` ("built" or "validated") is laid out, and never pushed.
+    A release that is not at least `least` ("built" or "validated") is laid out, and never pushed. `patch_key` opens encrypted patches;
+    `offline` has repositories and wheels come from the store alone.
     """
     began = time.monotonic()
     tasks = house.graph(cell, until)
@@ -80,7 +84,7 @@ def build(
         raise UsageError("nothing can be pushed before the stage publish", next_step="leave out --until, or --to")
     wanted = [tasks.of[cell, stage] for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
     progress = progress_for(sys.stderr)
-    session = Session(house.engine_kind, use_build_cache=use_build_cache)
+    session = Session(house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline)
     try:
         ran = run(tasks, wanted, house.matrix, house.store, session, progress, jobs)
     except KeyboardInterrupt:
@@ -102,25 +106,57 @@ def build(
     return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
 
 
-def unpatch_cell(house: House, cell: str, into: Path | None) -> list[JSON]:
-    """Run the build of a cell up to its restored sources, and return what they are; copy them into `into` if one is given."""
-    build(house, cell, until="unpatch")
+def unpatch_cell(
+    house: House, cell: str, into: Path | None, *, key: Path | None = None, offline: bool = False, fix: bool = True
+) -> list[JSON]:
+    """Run the build of a cell up to its restored sources, and return what they are; copy them into `into` if one is given.
+
+    `key` opens encrypted patches, `offline` keeps the stages from the network, and without `fix` a tree whose patches fit only after
+    git changed whitespace is refused. Raises UsageError for a cell without a repository, and for folders that are there already.
+    """
+    names = [source.name for source in git_sources(house.plan(cell))]
+    if not names:
+        raise UsageError(
+            f"no source of {cell} is a repository: there is no tree to restore",
+            next_step="the patched wheels of a cell come from `release build --until unpatch`; other repositories take --source",
+        )
+    if taken := [name for name in names if into is not None and os.path.lexists(into / name)]:
+        raise UsageError(f"{into}/{taken[0]} is there already", next_step="give another folder with --into")
+    build(house, cell, until="unpatch", patch_key=key, offline=offline)
     output = house.store.get(house.graph(cell, "unpatch").of[cell, "unpatch"])
     found: list[JSON] = json.loads((output / "git.json").read_bytes())
+    changed = [patch["path"] for source in found for patch in source["patches"] if patch["how"] != "exact"]
+    if changed and not fix:
+        raise PatchError(
+            f"{changed[0]} applies only after its whitespace is changed",
+            where=cell,
+            next_step="ask the vendor for a patch that fits, or leave out --no-whitespace-fix: the tree is not the vendor's own then",
+        )
     for source in found:
         lies = output / "sources" / source["name"]
         if into is not None:
             target = (into / source["name"]).absolute()
-            if target.exists():
-                raise UsageError(f"{target} is there already", next_step="give another folder with --into")
-            shutil.copytree(lies, target, symlinks=True)
+            _copy_tree(lies, target)
             lies = target
         source["folder"] = str(lies)
     return found
 
 
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder beside its place, and make it `target` by one rename: it is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        try:
+            shutil.copytree(source, Path(scratch) / "tree", symlinks=True)
+        except shutil.Error as problem:  # a list of what failed, with no number: say the first
+            raise StageError(
+                f"{target} cannot be written: {problem.args[0][0][2]}", next_step="free some space, or give another --into"
+            ) from problem
+        (Path(scratch) / "tree").rename(target)
+
+
 def import_base(house: House, archive: Path) -> JSON:
-    """Take a docker-archive into the store as a base image, and return its digest, tags and layers. Raises StageError."""
+    """Take a docker-archive into the store as a base image; return its digest, tags, layers, architecture and os. Raises StageError."""
     from release.builders.base import import_base
 
     progress = progress_for(sys.stderr)

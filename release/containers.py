@@ -172,8 +172,9 @@ def run_command(
 ) -> list[str]:
     """Return the `docker run` line that starts a release: what the card prints and what the validators run.
 
-    `publish` is host:port:port (left out on the host's own network, and where it is empty), `weights` the host folder that becomes /model, read-only. The
-    container has a read-only root, no capabilities and no way to gain privileges, unless the chip's container contract says privileged.
+    `publish` is host:port:port (left out on the host's own network, and where it is empty), `weights` the host folder that becomes
+    /model, read-only. The container has a read-only root, no capabilities and no way to gain privileges, unless the chip's container
+    contract says privileged.
     """
     line = ["docker", "run", *extra, "--read-only", "--tmpfs", "/tmp:exec" if container.exec_tmp else "/tmp"]
     line += ["--init"] if container.init else []

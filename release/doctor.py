@@ -11,11 +11,11 @@ from typing import Final, Literal
 
 from release import processes
 from release.errors import EngineError
-from release.hardware import Found, older, probe
-from release.house import House
+from release.hardware import Found, known_as, older, probe
+from release.house import House, Study
 from release.matrix.check import Asked
 from release.matrix.load import Matrix
-from release.types import Base, Chip, Unknown, split_cell
+from release.types import Base, Chip, Tool, Unknown, split_cell
 
 DISK: Final = 12e9
 """Bytes that a first build takes at its peak, store and engine together."""
@@ -96,16 +96,36 @@ def _processor() -> Finding:
 
 
 def _chips(matrix: Matrix) -> list[Finding]:
-    """Return one finding a chip of the matrix: whether the devices that its containers need are here."""
-    found = []
-    for name in matrix.chips():
-        chip = matrix.chip(name)
-        absent = [device for device in chip.container.devices if not Path(device.split(":")[0]).exists()]
-        if absent:
-            found.append(Finding(f"chip {name}", "note", f"not here: {', '.join(absent)}"))
-        else:
-            found.append(Finding(f"chip {name}", "ok", f"{', '.join(chip.container.devices) or 'needs no device'}; {chip.name}"))
-    return found
+    """Return one finding a chip of the matrix: whether its devices are here, by its tool and by the files that its containers need."""
+    return [_chip(matrix.chip(name)) for name in matrix.chips()]
+
+
+def _chip(chip: Chip) -> Finding:
+    what, container = f"chip {chip.id}", chip.container
+    absent = [device for device in container.devices if not Path(device.split(":")[0]).exists()]
+    if not chip.devices and not container.devices and container.gpus is None and chip.host.tool is None:
+        return Finding(what, "ok", f"needs no device; {chip.name}")
+    if absent:
+        return Finding(what, "note", f"not here: {', '.join(absent)}")
+    if chip.host.tool is not None:
+        return _by_tool(what, chip, chip.host.tool)
+    there = ", ".join(container.devices)
+    return Finding(what, "ok" if there else "note", f"{there or 'nobody has said which tool shows it'}; {chip.name}")
+
+
+def _by_tool(what: str, chip: Chip, tool: Tool) -> Finding:
+    found = probe(tool)
+    if found is None:
+        said = f"not here: {tool.command[0]}, which shows it, is not installed"
+    elif found.problem:
+        said = f"{found.tool} {found.problem}"
+    elif tool.device is None:
+        said = f"{found.tool} answers; the matrix does not know how to read it"
+    elif not found.devices:
+        said = f"not here: {found.tool} shows no device"
+    else:
+        return Finding(what, "ok", f"{_shown(found)}; {chip.name}")
+    return Finding(what, "note", said)
 
 
 def examine_chip(house: House, name: str) -> list[Finding]:
@@ -129,12 +149,21 @@ def _tool(chip: Chip, found: Found | None) -> list[Finding]:
     if tool is None:
         return [Finding("tool", "note", f"nobody has said which tool shows a {chip.name}")] if chip.devices else []
     if found is None:
-        return [
-            Finding(tool.command[0], "missing", "not installed, or it failed", f"install the driver and tools of {chip.vendor}")
-        ]
-    count, size = len(found.devices), f", {found.gib:g} GiB each" if found.gib else ""
-    shown = f"{count} devices{size}: {', '.join(dict.fromkeys(found.devices))}" if count else "it shows no device"
-    findings = [Finding(found.tool, "ok" if count else "missing", shown)]
+        return [Finding(tool.command[0], "missing", "not installed", f"install the driver and tools of {chip.vendor}")]
+    if found.problem:
+        step = f"run `{' '.join(tool.command)}` by hand: the driver of {chip.vendor} may hang or be another one"
+        return [Finding(found.tool, "missing", found.problem, step)]
+    if tool.device is None:
+        return [Finding(found.tool, "note", "it answers; the matrix does not know how to read it")]
+    count = len(found.devices)
+    findings = [Finding(found.tool, "ok" if count else "missing", _shown(found) if count else "it shows no device")]
+    strange = [name for name in dict.fromkeys(found.devices) if chip.devices and known_as(name, chip.devices) is None]
+    if strange:
+        known = ", ".join(device.name for device in chip.devices.values())
+        said = f"{', '.join(strange)}: the matrix does not know this device; figures are taken from what the tool shows"
+        findings.append(Finding("device", "note", said, f"it knows: {known}"))
+    if count and len(found.memory) < count:
+        findings.append(Finding("memory", "note", _memory_said(chip, found)))
     least = chip.host.driver
     if isinstance(least, Unknown):
         findings.append(Finding("driver", "note", f"{found.driver or 'version not shown'}; wanted: {_said(least)}"))
@@ -153,6 +182,21 @@ def _tool(chip: Chip, found: Found | None) -> list[Finding]:
     return findings
 
 
+def _memory_said(chip: Chip, found: Found) -> str:
+    if found.memory:
+        return f"shown for {len(found.memory)} of {len(found.devices)} devices; the smallest that is shown counts for all"
+    stands_in = chip.devices.get(known_as(found.devices[0], chip.devices) or next(iter(chip.devices), ""))
+    if stands_in is None:
+        return "not shown by the tool, and not known to the matrix"
+    size = "which is unknown too" if isinstance(stands_in.memory, Unknown) else f"{stands_in.memory:g} GiB"
+    return f"not shown by the tool: the matrix's figure of {stands_in.name} is taken, {size}"
+
+
+def _shown(found: Found) -> str:
+    count, size = len(found.devices), f", {found.gib:g} GiB each" if found.gib else ", memory not shown"
+    return f"{count} device{'s' if count > 1 else ''}{size}: {', '.join(dict.fromkeys(found.devices))}"
+
+
 def _paths(what: str, paths: list[str]) -> list[Finding]:
     return [
         Finding(f"{what} {path}", "ok", "there") if Path(path).exists() else Finding(f"{what} {path}", "missing", "not here")
@@ -165,10 +209,11 @@ def _said(version: object) -> str:
 
 
 def _fitting(house: House, chip: Chip, found: Found | None) -> list[Finding]:
-    """Return one finding a cell: whether it starts on the devices that are here, and with which image."""
+    """Return one finding a cell: whether and how it starts on the devices that are here, and with which image."""
     if chip.devices and (found is None or not found.devices):
         return [Finding("cells", "note", "no device here, so nothing can be said of what fits")]
-    asked = Asked(memory=found.gib, devices=len(found.devices)) if found else Asked()
+    device = known_as(found.devices[0], chip.devices) if found and len(set(found.devices)) == 1 else None
+    asked = Asked(device=device, memory=found.gib, devices=len(found.devices)) if found else Asked()
     findings = []
     for cell, _ in house.matrix.cells():
         if split_cell(cell)[0] != chip.id:
@@ -176,6 +221,19 @@ def _fitting(house: House, chip: Chip, found: Found | None) -> list[Finding]:
         study = house.study(cell, asked)
         plan, wrong = study.plan, study.refusal
         base = (plan.base.image or (plan.base.bootstrap and "made here")) if isinstance(plan.base, Base) else None
-        fits = Finding(cell, "ok", f"fits; base image: {base or 'not pinned yet'}")
-        findings.append(Finding(cell, "note", f"does not fit: {wrong.message}") if wrong else fits)
+        fits = Finding(cell, "ok", f"{_start(study)}; base image: {base or 'not pinned yet'}")
+        findings.append(Finding(cell, "note", f"does not start: {wrong.message}") if wrong else fits)
     return findings
+
+
+def _start(study: Study) -> str:
+    """Return how a cell starts: its layout, and whether there is room for all sequences that it is asked for."""
+    layout, held = study.plan.parallel, study.memory
+    if layout is None:
+        return "starts"
+    parts = [("TP", layout.tensor_parallel_size), ("PP", layout.pipeline_parallel_size), ("replicas", layout.replicas)]
+    said = " × ".join(f"{name} {number}" for name, number in parts if number > 1 or name == "TP")
+    if held is None or held.full is None:
+        return f"starts on {said} if its memory is enough, which nobody has said"
+    room = f"all {held.asked} sequences" if held.full else f"{held.sequences} of {held.asked} sequences"
+    return f"starts on {said}, with room for {room} of {held.context} tokens at once"

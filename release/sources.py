@@ -176,8 +176,9 @@ def _refuse_no_repository(*addresses: str) -> None:
 
     for address in addresses:
         parts = urlsplit(spoken(address))
-        if parts.scheme == "file" and not parts.netloc:
-            git_directory(Path(unquote(parts.path)), address)
+        place = Path(unquote(parts.path))
+        if parts.scheme == "file" and not parts.netloc and not place.is_file():  # a file may be a bundle
+            git_directory(place, address)
 
 
 def diagnose_patches(

@@ -176,7 +176,8 @@ def reads_checkpoint(plan: Plan, matrix: Matrix) -> JSON:
     """The digests of the files, and of the files that are there: a change of either is a reason to look again."""
     if plan.model.checkpoint.path is None:
         return {"checkpoint": dump(plan.model.checkpoint), "there": {}}
-    folder = matrix.file(plan.model.checkpoint.path)
+    path = plan.model.checkpoint.path
+    folder = next((each / path for each in matrix.folders if (each / path).is_dir()), matrix.folders[0] / path)
     there = {name: sha256_file(folder / name) if (folder / name).is_file() else None for name in plan.model.checkpoint.files}
     return {"checkpoint": dump(plan.model.checkpoint), "there": there}
 
@@ -234,6 +235,11 @@ def _download(work: Work, pins: Sequence[Pin]) -> list[JSON]:
     (work.out / "wheels").mkdir(exist_ok=True)
     if not pins:
         return []
+    if work.session.offline and (missing := [pin.requirement for pin in pins if not work.store.blob_name(pin.digest).is_file()]):
+        raise StageError(
+            f"{missing[0].partition(' ')[0]} is not in the store, and the network is not to be used",
+            next_step="build once with the network",
+        )
     python, architecture = Python.model_validate(work.reads["python"]), work.reads["architecture"]
     return download(pins, python, architecture, store=work.store, partial=work.partial(), out=work.out / "wheels", line=work.line)
 

@@ -13,8 +13,9 @@ from release.types import Plan
 class ServingEngine(Protocol):
     """What a module of this folder offers.
 
-    `TEMPLATE` is its Dockerfile template and `HEALTH` the path that answers 200 when it serves. In the container the weights lie
-    at /model, and the files that `files(plan)` gives lie under /release.
+    `TEMPLATE` is its Dockerfile template and `HEALTH` the path that answers 200 when it serves; an engine that does not serve every plan
+    has a function `health(plan)` beside it, which gives the path, or nothing where no server is started (`health_of`). In the container
+    the weights lie at /model, and the files that `files(plan)` gives lie under /release.
     """
 
     TEMPLATE: str
@@ -40,6 +41,12 @@ ENGINES: Final[dict[str, ModuleType]] = {
     "mindie": mindie,
     "llmdeploy": llmdeploy,
 }
+
+
+def health_of(engine: ServingEngine, plan: Plan) -> str:
+    """Return the path that answers 200 when the plan is served; an empty one where what starts is no server."""
+    own = getattr(engine, "health", None)
+    return str(own(plan)) if own else engine.HEALTH
 
 
 def engine_named(name: str) -> ServingEngine:

@@ -46,6 +46,11 @@ RUN_ARGUMENTS: Final = {
     "block-size": "block_size",
 }
 """Serving arguments and what examples/run_pa.py calls them (MindIE-LLM, examples/atb_models/examples/README.md)."""
+HEAD: Final = (
+    "#!/bin/bash\n# The guide's chat test and the trials of this cell, one after another, in place of the server. They write below the\n"
+    "# models' folder: start the container without --read-only.\n"
+)
+ANALOGY: Final = "# The guide shows pa_fp16 alone: pa_bf16 is said here by analogy, for a cell that computes in bf16.\n"
 TICKS: Final = ("chat", "embedding", "trust-remote-code")
 PATH: Final = re.compile(r"/[A-Za-z0-9._/+-]+")
 LETTERS: Final = re.compile(r"[a-z]+(?:-[a-z]+)*")
@@ -80,6 +85,11 @@ def command(plan: Plan) -> list[str]:
     return [*WITHIN, "models", *line]
 
 
+def health(plan: Plan) -> str:
+    """Return HEALTH where the cell has the service; nothing where run_pa or run_fa answers one question and ends."""
+    return HEALTH if SERVICE in plan.features else ""
+
+
 def files(plan: Plan) -> dict[str, str]:
     """Return what the container starts from and what the weights stage writes into the checkpoint's folder.
 
@@ -94,9 +104,8 @@ def files(plan: Plan) -> dict[str, str]:
     if plan.adapters:
         made["lora_adapter.json"] = _json(_adapters(plan))
     lines = [chat(plan), *trials(plan)]
-    head = "#!/bin/bash\n# The guide's chat test and the trials of this cell, one after another, in place of the server. They write below the\n"
     made["trials.sh"] = (
-        head + "# models' folder: start the container without --read-only.\n" + "".join(f"{shell_line(line)}\n" for line in lines)
+        HEAD + (ANALOGY if plan.trials and plan.dtype == "bf16" else "") + "".join(f"{shell_line(line)}\n" for line in lines)
     )
     return made
 

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-import click
+try:  # a tenth of a second in which Ctrl-C may come before `main` can catch it
+    import errno
+    import signal
+    from pathlib import Path
+    from types import FrameType
+    from typing import Any, NoReturn
 
-from release import __version__
-from release.cli import card, host, sources, validate, weights, work
-from release.cli import matrix as table
-from release.errors import ReleaseError
+    import click
 
+    from release import __version__
+    from release.cli import card, host, sources, validate, weights, work
+    from release.cli import matrix as table
+    from release.errors import ReleaseError
+except KeyboardInterrupt:
+    sys.stderr.write("stopped\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+KEPT = "stopped; what was finished is kept, the next build goes on from there"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BARRED = (errno.EACCES, errno.EPERM, errno.EROFS)
 PREFIXES = {1: "error", 2: "usage", 3: "stage", 4: "verdict", 5: "refused"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Door(click.Group):
+    """The group of all commands; a Ctrl-C that went through it knows which of them it stopped."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(context.invoked_subcommand) from stop
+
+
+@click.group(cls=_Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="release")
 @click.option(
     "--matrix", "matrix", multiple=True, type=click.Path(path_type=Path), help="A folder of your own that overlays ours."
@@ -81,11 +101,13 @@ def main() -> NoReturn:
     except click.ClickException as problem:
         problem.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _stopped()
+    except (KeyboardInterrupt, click.Abort) as stop:
+        _stopped(stop.__cause__ or stop)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as problem:
+        _fail(_refused_by_the_system(problem), problem)
     except Exception as problem:  # the last resort: a defect of ours, still one clear line
         _fail(
             ReleaseError(
@@ -109,9 +131,21 @@ def _fail(problem: ReleaseError, cause: Exception | None = None) -> NoReturn:
     sys.exit(problem.exit_code)
 
 
-def _stopped() -> NoReturn:
+def _refused_by_the_system(problem: OSError) -> ReleaseError:
+    """Return what the system refused and why, as an error that a person can act on."""
+    names = " → ".join(str(name) for name in (problem.filename, problem.filename2) if name is not None)
+    reason = (problem.strerror or str(problem) or type(problem).__name__).lower()
+    step = ""
+    if problem.errno in FULL:
+        step = "free some space; --store or RELEASE_STORE takes another disk, and `release doctor` shows what is needed"
+    elif problem.errno in BARRED:
+        step = "name a folder of yours, or get the right to this one"
+    return ReleaseError(f"{names}: {reason}" if names else reason, next_step=step)
+
+
+def _stopped(stop: BaseException) -> NoReturn:
     """End at once: stages may still run in threads, and the guard has cleared up after them."""
-    click.echo("stopped; what was finished is kept, the next build goes on from there", err=True)
+    click.echo(KEPT if stop.args == (work.build.name,) else "stopped", err=True)
     sys.stderr.flush()
     os._exit(130)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from release.cli.options import complete, house_of
 from release.errors import UsageError, VerdictError
+
+if TYPE_CHECKING:
+    from release.types import JSON
 
 
 @click.group(invoke_without_command=True)
@@ -49,7 +53,7 @@ def lint(file: Path, record: Path | None, as_json: bool) -> None:
     """Say what is wrong with a card, ours or anybody's: unpinned clones, ports that differ, claims without a switch, and so on."""
     from release.publish.lint import lint as defects
 
-    found = defects(file.read_text(encoding="utf-8", errors="replace"), json.loads(record.read_bytes()) if record else None)
+    found = defects(file.read_text(encoding="utf-8", errors="replace"), _record(record) if record else None)
     if as_json:
         click.echo(json.dumps([asdict(defect) for defect in found], indent=1, ensure_ascii=False))
     else:
@@ -59,3 +63,15 @@ def lint(file: Path, record: Path | None, as_json: bool) -> None:
         raise VerdictError(f"{file} has {len(found)} defects")
     if not as_json:
         click.echo(f"{file} has none of the known defects")
+
+
+def _record(file: Path) -> JSON:
+    """Return a record that a card is compared with. Raises UsageError for a file that is none."""
+    step = "name the release.json that lies beside the card"
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{file} is not JSON, and so no release record", next_step=step) from problem
+    if not isinstance(found, dict) or not {"cell", "state"} <= found.keys():
+        raise UsageError(f"{file} is no release record", next_step=step)
+    return found

@@ -35,14 +35,13 @@ def base() -> None:
 @click.argument("archive", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.pass_context
 def import_base(context: click.Context, archive: Path) -> None:
-    """Take ARCHIVE (of `docker save`) into the store, and say which digest a cell has to pin."""
+    """Take ARCHIVE (of `docker save`, also with gzip, bzip2 or xz) into the store, and say which digest a cell has to pin."""
     from release.build import import_base as take
+    from release.show.sources import imported
 
     facts = take(house_of(context), archive)
-    name = (facts["tags"] or [archive.stem])[0].partition(":")[0]
-    click.echo(
-        f"{len(facts['diff-ids'])} layers, saved as {', '.join(facts['tags']) or 'no tag'}; write into the cell (or its chip):"
-    )
+    name = facts["tags"][0].rpartition(":")[0] if facts["tags"] else archive.stem
+    click.echo(imported(facts))
     click.echo(f"base:\n  image: {name}@{facts['digest']}")
 
 

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from release.cli.options import complete, house_of
-from release.errors import UsageError
+from release.errors import RequestError, UsageError, VerdictError
+
+if TYPE_CHECKING:
+    from release.patches.doctor import Diagnosis
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, exists=True)
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 KEY = click.option("--key", type=FILE, help="The private key for encrypted patches [default: what $RELEASE_PATCH_KEY holds].")
+FITS: Final = click.Choice(["clean", "whitespace", "fuzz"])
+FLAGSCALES: Final = {"device_type": "--device-type", "commit_id": "--commit-id", "backends": "--backend", "task": "--task"}
+"""Options that only FlagScale's formats have."""
+SOURCES: Final = {
+    **FLAGSCALES,
+    **{"revision": "--revision", "form": "--format", "patches": "--patches", "submodules": "--submodule"},
+    "accept_changed": "--accept-changed",
+}
+"""Options that describe a source; a cell's are described in its YAML."""
+CELLS: Final = {"chip": "--chip", "model": "--model", "precision": "--precision"}
 
 
 @click.command()
@@ -49,7 +65,8 @@ KEY = click.option("--key", type=FILE, help="The private key for encrypted patch
 )
 @KEY
 @click.option("--no-whitespace-fix", is_flag=True, help="Refuse a patch that only applies after git has changed whitespace.")
-@click.option("--offline", is_flag=True, help="Use the mirrors in the store and no network.")
+@click.option("--accept-changed", is_flag=True, help="With --source: take a patch that was replaced since it was restored last.")
+@click.option("--offline", is_flag=True, help="Use what the store has and no network.")
 @click.option("--into", type=FOLDER, help="Write the tree here [default: leave it in the store, or ./NAME with --source].")
 @JSON_FLAG
 @click.pass_context
@@ -69,6 +86,7 @@ def unpatch(
     submodules: tuple[str, ...],
     key: Path | None,
     no_whitespace_fix: bool,
+    accept_changed: bool,
     offline: bool,
     into: Path | None,
     as_json: bool,
@@ -82,17 +100,55 @@ def unpatch(
     from release import sources
     from release.show.sources import restored
 
-    house = house_of(context)
+    house, fix = house_of(context), not no_whitespace_fix
     if source is None:
         if chip is None or model is None:
             raise UsageError("say what to restore: --chip and --model, or --source")
+        _refuse(context, SOURCES, "describes a --source; the sources of a cell stand in its YAML")
         from release.build import unpatch_cell
 
-        found = unpatch_cell(house, house.cell(chip, model, precision), into)
+        found = unpatch_cell(house, house.cell(chip, model, precision), into, key=key, offline=offline, fix=fix)
     else:
+        _refuse(context, CELLS, "names a cell, and --source a source that no cell names: give one of them")
+        _refuse_mixture(context, form)
         wanted = sources.Wanted(revision, form, device_type, commit_id, backends, task, patches, _pairs(submodules))
-        found = [sources.unpatch_source(house.store, source, wanted, key, into, offline=offline, fix=not no_whitespace_fix)]
+        with _typed():
+            found = [
+                sources.unpatch_source(
+                    house.store, source, wanted, key, into, offline=offline, fix=fix, accept_changed=accept_changed
+                )
+            ]
     click.echo(restored(found, as_json=as_json))
+
+
+def _refuse_mixture(context: click.Context, form: str) -> None:
+    """Refuse options of one format together with the other."""
+    if form != "series":
+        _refuse(context, {"patches": "--patches"}, "belongs to --format series; FlagScale's patches lie in the repository")
+        return
+    _refuse(
+        context, {**FLAGSCALES, "accept_changed": "--accept-changed"}, "belongs to --format flagscale; a series pins its patches"
+    )
+    if context.params["patches"] is None:
+        raise UsageError("--format series takes a patch set", next_step="name its folder with --patches, as patches/engine/0.8.3")
+
+
+def _refuse(context: click.Context, names: dict[str, str], why: str) -> None:
+    """Refuse the first of these options that the command line has."""
+    given = (
+        option for name, option in names.items() if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    )
+    if option := next(given, None):
+        raise UsageError(f"{option} {why}")
+
+
+@contextlib.contextmanager
+def _typed() -> Iterator[None]:
+    """Make what was asked for in vain a mistake of whoever typed it; in a stage it is a failure of the stage."""
+    try:
+        yield
+    except RequestError as problem:
+        raise UsageError(problem.message, next_step=problem.next_step, where=problem.where) from problem
 
 
 @click.group(invoke_without_command=True)
@@ -130,8 +186,9 @@ def patch(
     from release.show.sources import made
 
     start: Path | str = Path(base) if Path(base).is_dir() else base
-    keys = [public_key(path) for path in recipients]
-    result = make(tree, start, out, commit=commit, repository=repository, each_commit=each_commit, recipients=keys)
+    with _typed():
+        keys = [public_key(path) for path in recipients]
+        result = make(tree, start, out, commit=commit, repository=repository, each_commit=each_commit, recipients=keys)
     click.echo(made(result, as_json=as_json))
 
 
@@ -144,11 +201,12 @@ def patch(
 @click.option("--scan", is_flag=True, help="Try every state of the touched files, not only those of a bisection.")
 @click.option(
     "--accept",
-    type=click.Choice(["clean", "whitespace", "fuzz"]),
+    type=FITS,
     default="clean",
     show_default=True,
     help="What counts as applying, with --branch.",
 )
+@click.option("--require", type=FITS, help="End with 4 where it fits one of COMMITS worse than this (or no commit of --branch).")
 @click.option("--jobs", type=click.IntRange(1), help="Commits that are tried at once [default: the number of cores].")
 @KEY
 @click.option("--offline", is_flag=True, help="Use the mirror in the store and no network.")
@@ -163,6 +221,7 @@ def patch_doctor(
     since: str,
     scan: bool,
     accept: str,
+    require: str | None,
     jobs: int | None,
     key: Path | None,
     offline: bool,
@@ -175,20 +234,34 @@ def patch_doctor(
     house = house_of(context)
     if not commits and not branch:
         raise UsageError("say where to try it: COMMITS, or --branch")
-    found = sources.diagnose_patches(
-        house.store,
-        patches,
-        commits,
-        repository,
-        branch=branch,
-        since=since,
-        scan=scan,
-        accept=accept,
-        jobs=jobs or 0,
-        key=key,
-        offline=offline,
-    )
+    with _typed():
+        found = sources.diagnose_patches(
+            house.store,
+            patches,
+            commits,
+            repository,
+            branch=branch,
+            since=since,
+            scan=scan,
+            accept=accept,
+            jobs=jobs or 0,
+            key=key,
+            offline=offline,
+        )
     click.echo(diagnosis(found, as_json=as_json))
+    if require:
+        _require(found, require)
+
+
+def _require(found: Diagnosis, wanted: str) -> None:
+    """Raise VerdictError where a commit that was asked for takes the patches worse than `wanted`, or a branch has none that does."""
+    if worse := found.worse(wanted):
+        more = f", and {len(worse) - 1} more commits" if len(worse) > 1 else ""
+        raise VerdictError(
+            f"{worse[0].commit.id[:12]}: {worse[0].fit}, not {wanted}{more}", next_step="the table says which hunks"
+        )
+    if found.newest and not found.newest.finding:
+        raise VerdictError(f"the patches apply at no commit of the branch: {found.newest.note}")
 
 
 @patch.command("keys")
@@ -203,7 +276,8 @@ def patch_keys(folder: Path, as_json: bool) -> None:
 
     from release.patches.keys import new_keys
 
-    key = new_keys(folder, os.environ.get("RELEASE_PATCH_KEY_PASSPHRASE", ""))
+    with _typed():
+        key = new_keys(folder, os.environ.get("RELEASE_PATCH_KEY_PASSPHRASE", ""))
     click.echo(
         json.dumps({"id": key.id, "folder": str(folder)})
         if as_json

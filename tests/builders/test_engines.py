@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rendering import PIP, plan_named, rendered
 
-from release.builders.engines import ENGINES, engine_named, flagscale, hosts, sglang, vllm
+from release.builders.engines import ENGINES, engine_named, flagscale, health_of, hosts, sglang, vllm
 from release.builders.image import dockerfile
 from release.errors import MatrixError, TemplateError
 from release.templates.render import sources
@@ -31,6 +31,7 @@ def test_every_engine_of_the_table_offers_what_the_protocol_says() -> None:
         assert engine.TEMPLATE in sources(engine.TEMPLATE)
         assert engine.HEALTH.startswith("/")
         assert all(callable(getattr(engine, part)) for part in ("command", "files", "trials"))
+        assert health_of(engine, plans.plan()) in (engine.HEALTH, "")
     with pytest.raises(MatrixError, match="there is no engine 'trt'"):
         engine_named("trt")
 

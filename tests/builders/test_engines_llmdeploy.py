@@ -255,7 +255,7 @@ def test_every_value_of_the_build_and_of_the_server_is_read_back_as_it_was(value
         assert read["benchmark"] == {"test_txt": value}
 
 
-@given(TEXTS)
+@given(TEXTS.filter(str.strip))
 def test_no_model_name_breaks_out(name: str) -> None:
     try:
         assert built(of={"name": name})["name"] == f"{name}-fp16-tp8-1024-2048"

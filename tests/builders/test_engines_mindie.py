@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from literal import literally
 from plans import QWEN2_72B, plan
 
-from release.builders.engines import engine_named, mindie
+from release.builders.engines import engine_named, health_of, mindie
 from release.builders.engines.mindie_service import laid_over, service_config
 from release.builders.image import dockerfile
-from release.errors import MatrixError
+from release.errors import MatrixError, StageError
 from release.matrix.check import Asked, plan_of
 from release.matrix.load import Matrix
+from release.trial import reads_serve, serve
 from release.types import Plan
 
 Golden = Callable[[str, str], None]
@@ -121,6 +123,22 @@ def test_health_is_asked_on_the_port_that_clients_use() -> None:
     assert server["managementPort"] == server["port"] == 9010
     assert server["managementIpAddress"] == server["ipAddress"] == "0.0.0.0"
     assert mindie.HEALTH == "/v2/health/ready"
+
+
+def test_only_the_service_is_a_server() -> None:
+    engine = engine_named("mindie")
+    assert health_of(engine, served()) == mindie.HEALTH
+    assert health_of(engine, served(features=("paged-attention",))) == ""
+    for cell, file in Matrix().cells():
+        if file.engine == "mindie":
+            made = plan_of(Matrix(), cell)
+            assert bool(reads_serve(made)["health"]) == ("conf/config.json" in mindie.files(made))
+
+
+def test_a_cell_without_a_server_is_told_so_by_its_serve_stage() -> None:
+    work = SimpleNamespace(reads=reads_serve(served(features=())))
+    with pytest.raises(StageError, match="this cell has no server to validate"):
+        serve(work)  # type: ignore[arg-type]
 
 
 def test_on_the_hosts_own_network_it_listens_to_the_host_alone() -> None:

@@ -430,6 +430,7 @@ def test_a_mirror_of_the_store_gets_the_files_that_are_needed_and_no_others(
         ({"commits": ["c1...c2"]}, "is no range"),
         ({"commits": ["..c2"]}, "is no range"),
         ({"commits": ["--all"]}, "there is no commit"),
+        ({"commits": ["c3..c1"]}, r"there are no commits in c3\.\.c1"),
         ({"branch": "nothing"}, "there is no commit 'nothing'"),
         ({"branch": "main", "since": "nothing"}, "there is no commit 'nothing'"),
         ({"branch": "main", "search": "guess"}, "there is no search"),

@@ -11,7 +11,7 @@ import pytest
 import vendors
 from vendors import DEVICE, SHAPES, Checkout, checkout
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.matrix.parse import plain
 from release.patches.delivery import Delivery
 from release.patches.flagscale import HISTORY, Wanted, delivery
@@ -46,7 +46,10 @@ def test_generation_a_takes_eight_digits_or_more(made: Checkout, find: Callable[
     for id in (base[:8], base[:12], base):
         found = find(DEVICE, id)
         assert (found.format, found.source, found.roots[0].commit) == ("A", commit, base)
-    for id in (base[:7], "0" * 8, "", base[:7] + "G"):
+    with pytest.raises(RequestError, match="which base is not said") as caught:
+        find(DEVICE, "")
+    assert "--commit-id" in caught.value.next_step and base[:8] in caught.value.next_step
+    for id in (base[:7], "0" * 8, base[:7] + "G"):
         with pytest.raises(PatchError, match="no patch is kept for the base commit") as caught:
             find(DEVICE, id)
         assert base[:8] in caught.value.next_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from release.errors import PatchError
+from release.errors import PatchError, RequestError
 from release.patches import keys
 from release.patches.keys import PrivateKey, new_keys, private_key, public_key
 
@@ -61,11 +62,48 @@ def test_no_key_is_ever_overwritten(tmp_path: Path, there: str, form: str) -> No
 def test_a_missing_public_key_is_worked_out_and_nothing_is_written(tmp_path: Path, key_folder: Path, key: PrivateKey) -> None:
     pem = (key_folder / "private_key.pem").read_bytes()
     secret(tmp_path / "private_key.pem", pem)
-    assert (
-        private_key(tmp_path).public.id == public_key(tmp_path).id == public_key(tmp_path / "private_key.pem").id == key.public.id
-    )
+    assert private_key(tmp_path).public.id == public_key(tmp_path).id == key.public.id
     assert [path.name for path in tmp_path.iterdir()] == ["private_key.pem"]
     assert (tmp_path / "private_key.pem").read_bytes() == pem
+
+
+def test_the_wrong_half_of_a_pair_is_said_to_be_that(tmp_path: Path, key_folder: Path) -> None:
+    with pytest.raises(RequestError, match="this is a private key: give its public half") as caught:
+        public_key(key_folder / "private_key.pem")
+    assert "public_key.pem" in caught.value.next_step
+    with pytest.raises(RequestError, match="this is a public key, not the private one that is needed") as caught:
+        private_key(key_folder / "public_key.pem")  # of mode 0644, which is no fault of a public key
+    assert "--key FILE" in caught.value.next_step
+
+
+@pytest.mark.parametrize("broken", ["private", "public"])
+def test_on_a_full_disk_no_key_is_left_by_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    monkeypatch.setattr(keys, "BITS", 3072)
+    calls: list[int] = []
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) == {"private": 1, "public": 2}[broken]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PatchError, match="cannot be written: No space left") as caught:
+        new_keys(tmp_path)
+    assert "no key was made" in caught.value.next_step
+    assert list(tmp_path.iterdir()) == []
+    assert new_keys(tmp_path).bits == 3072
+
+
+def test_where_there_are_no_hard_links_a_pair_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*where: object, **how: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(keys, "BITS", 3072)
+    monkeypatch.setattr(os, "link", none)
+    new_keys(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["private_key.pem", "public_key.pem"]
+    with pytest.raises(RequestError, match="never overwritten"):
+        new_keys(tmp_path)
 
 
 @pytest.mark.parametrize("form", [serialization.PrivateFormat.TraditionalOpenSSL, serialization.PrivateFormat.PKCS8])

@@ -147,6 +147,13 @@ def test_what_is_not_committed_is_told(tmp_path: Path, checkout: Path) -> None:
     (checkout / "a.o").touch()
     made = make(checkout, "base", tmp_path / "engine" / "1.0")
     assert made.left_out == ("lib/crlf", "lib/text", "notes")
+    git("commit", "-q", "--allow-empty", "-m", "newer", cwd=checkout)
+    (checkout / "committed").write_text("in the newer commit\n")
+    git("add", "committed", cwd=checkout)
+    git("commit", "-q", "-m", "newest", cwd=checkout)
+    older = make(checkout, "base", tmp_path / "engine" / "2.0", commit="HEAD~2")
+    assert older.left_out == made.left_out, "what is committed, though not in this commit, is not left out by mistake"
+    git("reset", "-q", "--hard", "HEAD~2", cwd=checkout)
     assert made.tree == git("rev-parse", "HEAD^{tree}", cwd=checkout)
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,7 +184,7 @@ def test_a_patch_replaced_in_place_is_an_error_that_says_what_changed(tmp_path: 
     made.commit("support another model (#416)")
     with pytest.raises(PatchError) as caught:
         restored(tmp_path, made, base[:8], "again", pins=pins)
-    assert str(caught.value).endswith(f"{path}: patch sha256 is {sha256(second)[7:15]}…, the lock says {sha256(first)[7:15]}…")
+    assert str(caught.value).endswith(f"{path}: patch sha256 is {sha256(second)[7:15]}…, the matrix says {sha256(first)[7:15]}…")
     assert "support another model (#416)" in caught.value.next_step
     for pins, complaint in (({}, "is new"), ({path: sha256(second), "x.patch": sha256(b"")}, "x.patch is gone")):
         with pytest.raises(PatchError, match=complaint):
@@ -280,7 +281,35 @@ def test_the_same_delivery_gives_the_same_result_whoever_asks(tmp_path: Path, mo
 def test_a_plugin_passes_through_by_its_digest(tmp_path: Path) -> None:
     (wheel := tmp_path / "plugin-1.0-py3-none-any.whl").write_bytes(b"wheel")
     (into := tmp_path / "into").mkdir()
-    with pytest.raises(PatchError, match=r"plugin sha256 is .*, the lock says 00000000…"):
+    with pytest.raises(PatchError, match=r"plugin sha256 is .*, the matrix says 00000000…"):
         pass_through(wheel, "sha256:" + "0" * 64, into)
     assert list(into.iterdir()) == []
     assert pass_through(wheel, sha256(b"wheel"), into).read_bytes() == b"wheel"
+
+
+@pytest.mark.parametrize("disk", ["full", "out of files", "well"])
+def test_a_disk_that_is_full_is_said_to_be_that_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    made = checkout(tmp_path / "FlagScale")
+    base = made.id("HEAD")
+    vendors.vendors_tree(made, SHAPES["one line"])
+    vendors.keep_a(made, vendors.mailbox(made), base)
+    run, look = Repository.run, os.statvfs
+
+    def failing(repository: Repository, *words: str, **more: Any) -> str:
+        if words[0] == "checkout-index":
+            raise PatchError("git checkout-index ended with status 1: unable to write file plain.py")
+        return run(repository, *words, **more)
+
+    def statvfs(path: str | Path) -> Any:
+        facts = look(path)
+        free = {"f_bavail": 0 if disk == "full" else facts.f_bavail, "f_favail": 0 if disk == "out of files" else 1000}
+        return SimpleNamespace(f_frsize=facts.f_frsize, f_files=10_000, **free)
+
+    monkeypatch.setattr(Repository, "run", failing)
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with pytest.raises(PatchError, match="ended with status 1" if disk == "well" else "no space left on the disk of") as caught:
+        restored(tmp_path, made, base[:8])
+    assert disk == "well" or "free some space" in caught.value.next_step
+    assert not (tmp_path / "out").exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]

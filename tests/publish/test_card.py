@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from records import pebble, record, unbuilt
 
-from release.builders.engines import engine_named
+from release.builders.engines import engine_named, health_of
 from release.containers import run_command
 from release.errors import ReleaseError, TemplateError, UsageError
 from release.matrix.check import plan_of
@@ -47,7 +50,7 @@ def of_cell(cell: str) -> JSON:
         argv=argv,
         env=plan.serve.env,
         memory=plan.serve.memory,
-        publish=f"127.0.0.1:{plan.serve.port}:{plan.serve.port}",
+        publish=f"127.0.0.1:{plan.serve.port}:{plan.serve.port}" if health_of(engine, plan) else "",
         weights="$PWD/weights",
         extra=("--rm",),
     )
@@ -55,7 +58,7 @@ def of_cell(cell: str) -> JSON:
         plan,
         command=command if argv else [],
         argv=argv,
-        health=engine.HEALTH,
+        health=health_of(engine, plan),
         files=engine.files(plan),
         concerns=(),
         memory=None,
@@ -85,6 +88,7 @@ def test_every_cell_has_cards_that_the_lint_finds_nothing_in(cell: str) -> None:
     made = of_cell(cell)
     for language in LANGUAGES:
         assert lint(render_card(made, language), made) == ()
+        assert lint(render_card(made, language)) == ()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -152,7 +156,7 @@ def test_an_engine_that_does_not_answer_has_no_call() -> None:
     made["serve"]["health"] = ""
     card = render_card(made)
     assert "curl" not in card
-    assert "not known to answer over HTTP" in card
+    assert "no service for this cell" in card
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,113 @@ def test_the_card_says_how_to_get_the_image(base: JSON, words: str) -> None:
     assert words in card
     assert ("docker pull" in card) == ("image" in base)
     render_card(unbuilt(pebble(base=base)), "zh")
+
+
+def converted(*commands: tuple[str, ...], **facts: Any) -> JSON:
+    weights = {"tool": "pebblequant", "commands": commands, **facts}
+    return unbuilt(pebble(weights=weights))
+
+
+def block(card: str, start: str) -> str:
+    (found,) = [text for text in code(card, "bash") if start in text]
+    return found
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_commands_of_a_conversion_do_what_they_say_when_they_are_pasted(language: str) -> None:
+    words = ("$LLM_PATH/convert.sh", "$DST-w8a8s", "$LLM_PATH/it's $5", "-tool", "$TOOL", "$5 & $(id) `id`", "$SRC/a$DST")
+    card = render_card(converted(("bash", *words)), language)
+    text = block(card, "convert.sh")
+    assert '"$LLM_PATH/convert.sh"' in text
+    assert '"${DST}-w8a8s"' in text
+    assert [line.split("=")[0] for line in text.splitlines()[:4]] == ["SRC", "DST", "LLM_PATH", "TOOL"]
+    assert text.splitlines()[2].startswith("LLM_PATH=…  # ")
+    values = {"LLM_PATH": "/llm path", "TOOL": "/tool", "SRC": "/up", "DST": "/down"}
+    line = text.partition('cd "$LLM_PATH"\n')[2].replace("bash ", "printf '%s\\n' ", 1)
+    said = subprocess.run(["bash", "-c", line], env={**os.environ, **values}, capture_output=True, text=True, check=True).stdout
+    found = ["/llm path/convert.sh", "/down-w8a8s", "/llm path/it's $5", "-tool", "/tool", "$5 & $(id) `id`", "/up/a/down"]
+    assert said.splitlines() == found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_edits_between_the_steps_stand_between_the_commands(language: str) -> None:
+    note = "Made once. The colour is set to red before the first step. Between the steps, colour in config.json becomes red."
+    facts = {"note": note, "config": {"colour": "red", "size": 3}}
+    card = render_card(converted(("mill", "$SRC", "$DST-raw"), ("press", "$DST-raw", "$DST"), **facts), language)
+    first, second = block(card, "mill "), block(card, "press ")
+    assert first.splitlines()[-1] == 'mill "$SRC" "${DST}-raw"'
+    assert second.splitlines()[-1] == 'press "${DST}-raw" "$DST"'
+    assert '{"colour": "red"}' in first
+    assert '"$SRC/config.json"' in first
+    assert '"${DST}-raw/config.json"' in second
+    order = ["Made once.", "before the first step.", "mill ", "Between the steps", "press "]
+    assert sorted(order, key=card.index) == order
+    assert all(card.count(sentence) == 1 for sentence in note.split(". "))
+
+
+@pytest.mark.integration
+def test_the_line_that_edits_config_json_edits_it(tmp_path: Path) -> None:
+    card = render_card(converted(("true", "$SRC"), note="Its colour is red before the first step.", config={"colour": "red"}))
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "upstream" / "config.json").write_text('{"colour": "blue", "size": 3}')
+    both = "\n".join(text for text in code(card, "bash") if "SRC" in text)
+    subprocess.run(["bash", "-euc", both], cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "upstream" / "config.json").read_text()) == {"colour": "red", "size": 3}
+
+
+def test_the_card_names_the_packages_and_the_texts_that_a_conversion_wants() -> None:
+    facts = {"packages": {"scipy": "1.11.4"}, "calibration": ("allenai/c4 en/0.json",), "version": {"unknown": "it asks for 3+"}}
+    card = render_card(converted(("mill", "$SRC", "$DST"), **facts))
+    assert "| scipy | 1.11.4 |" in card
+    assert "- `allenai/c4 en/0.json`" in card
+    assert "with pebblequant (version unknown: it asks for 3+).\n" in card
+
+
+def test_the_card_says_what_fills_in_a_file_that_names_folders() -> None:
+    card = render_card(of_cell("vastai/qwq-32b@w8a16"))
+    assert "`$SRC` and `$DST` in `hf_qwq-32b_int8.yaml` stand for the folders" in card
+    assert "Ready-made" not in card
+    assert "$DST` in" not in render_card(unbuilt())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("cell", ["ascend-800i-a2/gte-qwen2-7b@fp16", "ascend-800i-a2/qwen2.5-0.5b@bf16"])
+def test_a_cell_whose_vendor_has_no_service_for_it_promises_none(cell: str, language: str) -> None:
+    card = render_card(of_cell(cell), language)
+    for word in ("curl", "openai", "AnythingLLM", "http://127.0.0.1", "--publish"):
+        assert word not in card.lower()
+    assert {"en": "the vendor's table has no service for this cell", "zh": "没有为该单元列出服务"}[language] in card
+    assert "examples.run_pa" in card
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_port_is_promised_where_nobody_says_how_the_server_is_started(language: str) -> None:
+    card = render_card(of_cell("vastai/qwq-32b@fp16"), language)
+    for word in ("curl", "openai", "AnythingLLM", "127.0.0.1", "8000"):
+        assert word not in card.lower()
+
+
+def test_a_trial_that_the_papers_do_not_show_is_said_to_be_by_analogy() -> None:
+    assert "pa_bf16 is said here by analogy" in render_card(of_cell("ascend-800i-a2/qwen3-14b@bf16"))
+    assert "by analogy" not in render_card(of_cell("ascend-800i-a2/qwen3-14b@fp16"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "front"),
+    [
+        ("ascend-800i-a2/qwen2-72b@bf16", {"license": "other", "license_name": "tongyi-qianwen"}),
+        ("ascend-800i-a2/qwen2.5-72b@bf16", {"license": "other", "license_name": "qwen"}),
+        ("ascend-800i-a2/qwen3-14b@bf16", {"license": "apache-2.0"}),
+    ],
+)
+def test_a_licence_is_filed_as_the_hub_files_it(cell: str, front: dict[str, str]) -> None:
+    made = of_cell(cell)
+    data = ModelCard(render_card(made), ignore_metadata_errors=False).data.to_dict()
+    assert {name: value for name, value in data.items() if name in ("license", "license_name")} == front
+    repository = made["model"]["checkpoint"]["hub"]["repository"]
+    link = f"https://huggingface.co/{repository}/blob/main/LICENSE" if "license_name" in front else None
+    assert data.get("license_link") == link
 
 
 def test_weights_are_fetched_at_their_revision_or_not_at_all() -> None:

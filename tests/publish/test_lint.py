@@ -198,6 +198,67 @@ WRONG_AND_RIGHT = [
         shell("docker pull registry.example.org/vllm/vllm-openai:v0.8.3") + "It runs vLLM 0.9.0.\n",
         shell("docker pull registry.example.org/vllm/vllm-openai:v0.8.3") + "It runs vLLM 0.8.3.\n",
     ),
+    ("placeholder", "把权重放到{浮点权重路径}下。\n", '请求为 {"content": "什么是深度学习？"}。\n'),
+    ("placeholder", shell("bash convert.sh -src ${浮点权重路径}"), shell('bash convert.sh -src "${SRC}"')),
+    ("placeholder", "Set <...> to your folder.\n", "It thinks inside <think> tags, and then ...\n"),
+    ("placeholder", shell("serve --model <path/to/model>"), shell("git commit --author 'A B <a@example.org>'")),
+    ("placeholder", shell("curl http://ip:9010/v1/models"), shell("curl http://127.0.0.1:9010/v1/models")),
+    ("placeholder", "Base URL: http://<ip>:9010/v1\n", "Base URL: <http://127.0.0.1:9010/v1>\n"),
+    ("placeholder", "Base URL: http://your-server:9010/v1\n", "Base URL: http://ipv6.example.org:9010/v1\n"),
+    ("placeholder", "Base URL: http://10.0.0.7:PORT/v1\n", "Base URL: http://10.0.0.7:9010/v1/reports\n"),
+    # 15: what is no card, or swallows its own end
+    ("not-a-card", "just words\n", "Pebble-7B\n=========\n"),
+    ("not-a-card", "", '<h1 align="center">Pebble-7B</h1>\n'),
+    ("not-a-card", "\0\x01\ufffd # x\n", "# Pebble-7B\n"),
+    ("not-a-card", "```bash\n# a comment\n```\n", "text\n\n## Pebble-7B\n"),
+    ("unclosed-fence", "# a\n\n```bash\nls\n", "# a\n\n```bash\nls\n```"),
+    ("unclosed-fence", "# a\n\n````bash\nls\n```\n", "# a\n\n~~~\n```\n~~~\n"),
+    # 16: what is taken as it comes
+    ("unpinned-package", shell("pip install modelscope"), shell("pip install modelscope==1.2.3")),
+    ("unpinned-package", shell("python3 -m pip install -U 'torch>=2.1'"), shell("pip install --no-deps ./ -r requirements.txt")),
+    ("unpinned-package", shell("uv pip install vllm[audio]"), shell("uv pip install 'vllm[audio]==0.9.1' a.whl -e .")),
+    (
+        "unpinned-package",
+        shell("pip install git+https://example.org/a.git"),
+        shell(f"pip install git+https://example.org/a.git@{COMMIT}"),
+    ),
+    ("unpinned-package", shell("pip install torch==2.*"), shell('pip install "$WHEEL" --index-url https://index.example.org')),
+    (
+        "mutable-link",
+        "Weights: https://example.org/a/b/tree/main\n",
+        f"Weights: https://example.org/a/b/tree/{COMMIT}; see https://example.org/a/blob/main/README.md\n",
+    ),
+    ("mutable-link", "| [msit](https://example.org/a/msit/tree/master/x) |\n", "| https://example.org/a/tree/mainly |\n"),
+    (
+        "mutable-link",
+        shell("wget https://example.org/a/raw/main/x.sh"),
+        shell(f"wget https://example.org/a/raw/{COMMIT}/x.sh"),
+    ),
+    (
+        "unexpanded-variable",
+        shell("bash '$LLM_PATH/convert.sh' -dst '$DST-w8a8s'"),
+        shell('bash "$LLM_PATH/convert.sh" -dst "${DST}-w8a8s"'),
+    ),
+    (
+        "unexpanded-variable",
+        shell("docker run -v '${PWD}/weights:/model' " + PINNED),
+        shell(f"docker run {PINNED} bash -c 'cd $HOME && ls'", "awk '{print $NF}' a", "echo it's $HOME, isn't it"),
+    ),
+    (
+        "name-unset",
+        shell("flagscale serve pebble_7b", CURL),
+        shell("vllm serve example/pebble-7b", CURL.replace("pebble-7b", "example/pebble-7b")),
+    ),
+    (
+        "name-unset",
+        shell("modelscope download --model example/pebble-7b", CURL.replace("pebble-7b", "example/pebble-7b")),
+        '# a\n```json\n{\n  "modelName": "pebble-7b"\n}\n```\n' + shell(CURL),
+    ),
+    (
+        "name-unset",
+        '# a\n```python\nimport openai\nclient.chat(model="pebble-7b")\n```\n',
+        '# a\n```python\nfrom vllm import LLM\nLLM(model="example/pebble-7b")\n```\n',
+    ),
     # and what is nobody's business
     ("package-index", shell("pip install cryptography -i https://index.example.org/simple/"), shell("pip install cryptography")),
     ("package-index", shell("python3 -m pip install --index-url=https://index.example.org x"), shell("pip install -e .")),
@@ -214,6 +275,22 @@ def test_a_known_defect_is_found_and_what_is_right_is_not(rule: str, wrong: str,
 def test_every_rule_has_a_case() -> None:
     elsewhere = {"too-long", "state-differs"}
     assert {rule for rule, _, _ in WRONG_AND_RIGHT} | elsewhere == MEANINGS.keys()
+
+
+def test_weights_that_no_volume_brings_into_the_container_are_said_to_be_on_two_sides_of_it() -> None:
+    text = shell("hf download a/b --local-dir /share/b", f"docker run -v /home:/home {PINNED} vllm serve /share/b")
+    (message,) = [defect.message for defect in lint(text) if defect.rule == "path-differs"]
+    assert message == "no volume brings /share/b into the container: weights are put there and read there, on two sides of it"
+
+
+def test_a_file_that_is_no_text_is_not_looked_into() -> None:
+    assert rules("\x7fELF\0git clone https://a.org/a\n# x\n") == ["not-a-card"]
+
+
+def test_a_block_that_never_ends_is_named_by_the_line_where_it_begins() -> None:
+    assert lint("# a\n\n```yaml\nx: 1\n") == (
+        Defect(3, "unclosed-fence", "this block of code never ends: everything below it is read as code"),
+    )
 
 
 def test_a_defect_names_its_line() -> None:
@@ -349,6 +426,14 @@ HUGE = {
     "addresses": "http://" * 2_800 + "\n" + "https://a:" * 1_900,
     "openai": "```python\n" + ("openai " * 2_000 + "\n") * 40 + "x\n" * 200_000,
     "folders": "```bash\n" + "cd a/b/c\n" * 60_000,
+    "packages": "```bash\n" + "pip install " + "a " * 9_000 + "\n" + "pip install a\n" * 30_000,
+    "requirements": "```bash\npip install " + "a" * 19_000 + "\npip install a[" + "b" * 19_000,
+    "links": "https://" * 2_400 + "\n" + ("https://a.org/" + "tree/" * 3_000 + "\n") * 20,
+    "literals": "```bash\n" + "x '$A' '$B'\n" * 40_000,
+    "one command of literals": "```bash\nx " + "'$a' " * 3_900,
+    "braces": "{" * 19_000 + "\n" + "{a" * 9_000 + "\n" + "<a" * 9_000 + "中" * 19_000 + "\n" + "{" + "中" * 19_000,
+    "hosts": "http://your-" * 1_500 + "\n" + "https://" + "a" * 19_000,
+    "html headings": ("<h" * 9_000 + "\n") * 20,
     "percent": ("triton 70 % " * 1_600 + "\n") * 80,
 }
 
@@ -381,7 +466,7 @@ def test_a_text_that_is_too_long_is_not_read() -> None:
 
 
 def test_a_line_that_is_too_long_is_cut_and_said_so() -> None:
-    assert lint("a\n" + "b" * (LONGEST_LINE + 1)) == (
+    assert lint("# a\n" + "b" * (LONGEST_LINE + 1)) == (
         Defect(2, "too-long", f"{LONGEST_LINE + 1} characters in one line: checked up to {LONGEST_LINE}"),
     )
 

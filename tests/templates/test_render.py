@@ -175,6 +175,13 @@ def test_only_the_folder_is_left_to_the_shell() -> None:
     assert shell_line(["a", "$HOME/x"]) == "a '$HOME/x'"
 
 
+def test_declared_variables_are_filled_in_wherever_they_stand_and_nothing_else_is() -> None:
+    line = shell_line(
+        ["a", "$DST-x", "$SRC/y", "$LOW$TOOL", "$TOOL", "x$TOOL!", "$TOOLS", "$(id)$TOOL"], variables=("TOOL", "SRC", "DST")
+    )
+    assert line == """a "${DST}-x" "$SRC/y" '$LOW'"${TOOL}" "$TOOL" x"${TOOL}"'!' '$TOOLS' '$(id)'"${TOOL}\""""
+
+
 @pytest.mark.integration
 def test_a_real_shell_reads_the_same_argv() -> None:
     argv = [

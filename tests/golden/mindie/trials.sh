@@ -1,6 +1,7 @@
 #!/bin/bash
 # The guide's chat test and the trials of this cell, one after another, in place of the server. They write below the
 # models' folder: start the container without --read-only.
+# The guide shows pa_fp16 alone: pa_bf16 is said here by analogy, for a cell that computes in bf16.
 bash /release/within.sh models bash examples/models/qwen/run_pa.sh -m /model \
   --trust_remote_code true -c true
 bash /release/within.sh tests bash run.sh pa_bf16 full_BoolQ 1 qwen /model 8
