@@ -10,6 +10,8 @@ from math import prod
 from typing import Any, Final, Literal
 
 from release.errors import UsageError
+from release.publish.conversion import conversion_of
+from release.publish.licenses import license_of
 from release.publish.record import FACTS
 from release.templates.render import render
 from release.types import JSON, tag_of
@@ -32,6 +34,8 @@ EVERYWHERE: Final = "0.0.0.0"
 HUBS: Final = {"huggingface": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}
 REPOSITORY: Final = re.compile("[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 FENCE: Final = re.compile("`{3,}")
+FILLED: Final = re.compile(r"\$(?:SRC|DST)\b")
+"""Folders that the weights stage writes into the files it gives to a tool."""
 MOST_PLACES: Final = 6
 SYNTAX: Final = {"yaml": "yaml", "yml": "yaml", "json": "json", "sh": "bash", "py": "python", "toml": "toml"}
 
@@ -61,6 +65,9 @@ def render_card(record: JSON, language: str = "en") -> str:
         "embeds": model.get("kind") == "embed",
         "devices": prod(int(facts["layout"][name]) for name in LAYOUT) if facts["layout"] else 0,
         "everywhere": any(EVERYWHERE in text for text in (*map(str, serve.get("argv", ())), *map(str, facts["files"].values()))),
+        "calls": bool(serve["health"]) and (record["state"] != "planned" or bool(serve["command"])),
+        "conversion": conversion_of(facts["weights"]),
+        "fills": [name for name, text in facts["files"].items() if FILLED.search(str(text))],
         "on_host": bool(facts["container"]) and facts["container"]["network"] == "host",
         "url": url,
         "curl": _curl(url, record),
@@ -99,7 +106,7 @@ def front_matter(record: JSON) -> JSON:
     hub = (model.get("checkpoint") or {}).get("hub")
     base = {"base_model": hub["repository"]} if hub else {}
     found = {
-        "license": model["license"],
+        **license_of(model),
         "language": list(model["languages"]),
         "pipeline_tag": "feature-extraction" if model.get("kind") == "embed" else "text-generation",
         "library_name": record["engine"],

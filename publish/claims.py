@@ -12,6 +12,18 @@ from release.publish.page import Defect, Page
 PLACEHOLDER: Final = re.compile(
     r"待定|待补充|\b(?:TODO|FIXME|TBD|XXX)\b|<[A-Z][A-Z0-9_]{1,40}>|<[a-z]{1,20}_[a-z_]{1,40}>|\byour_[a-z]{1,20}\b|lorem ipsum",
 )
+UNFILLED: Final = re.compile(
+    r"\$?\{[^{}\s\"':,]{0,30}[\u4e00-\u9fff][^{}\s\"':,]{0,40}\}|<[^<>\s]{0,30}[\u4e00-\u9fff][^<>\n]{0,40}>|<(?:\.{3}|…)>"
+)
+"""What Chinese papers leave to be replaced, `${权重路径}`, and what nobody thought of a name for, `<...>`."""
+ARGUMENT: Final = re.compile(r"<[A-Za-z][A-Za-z0-9_./-]{0,60}>")
+"""What a manual writes for an argument; a shell reads it as two redirections."""
+HOST: Final = re.compile(
+    r"https?://(?:<[^<>\s]{1,40}>|(?:ip|host|hostname|x{2,3}|(?:your|server|host)[-_][a-z_-]{1,20})(?=[:/])|[^/\s:\"'`]{1,80}:(?:port|x{3,5})\b)",
+    re.IGNORECASE,
+)
+HEADLINE: Final = re.compile(r"\s{0,3}={2,}\s*|.{0,200}<h[1-6][\s>].*", re.IGNORECASE)
+"""A heading in its other spellings: underlined, or HTML."""
 SECRET: Final = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b|-BEGIN [A-Z ]{0,30}PRIVATE KEY-"
 )
@@ -47,15 +59,35 @@ TEXT_VERSION: Final = re.compile(
     re.IGNORECASE,
 )
 MOST_VERSIONS: Final = 20
+PROMPTS: Final = ("bash", "sh", "shell", "console", "zsh")
 STATE: Final = re.compile(r"\*\*(?:State: |状态：)([a-z]{1,20})")
 PRODUCTS: Final = {"flaggems": "gems", "flagtree": "tree", "flagcx": "cx", "flagscale": "scale", "pytorch": "torch"}
 """What the parts of an image's name are called in a text."""
 
 
+def cards(page: Page) -> Iterator[Defect]:
+    """Find a file that is no card: it has no heading."""
+    if not any(block.heading for block in page.blocks) and not any(HEADLINE.match(line) for _, line, _ in page.prose("prose")):
+        yield Defect(1, "not-a-card", "no heading: this is no card")
+
+
+def fences(page: Page) -> Iterator[Defect]:
+    """Find a block of code that swallows the rest of the card."""
+    for block in page.blocks:
+        if not block.closed:
+            yield Defect(
+                max(1, block.line - 1), "unclosed-fence", "this block of code never ends: everything below it is read as code"
+            )
+
+
 def placeholders(page: Page) -> Iterator[Defect]:
     """Find what its author meant to replace, and what nobody should publish."""
-    for number, line, _ in page.prose("prose", "table", "code"):
-        if match := PLACEHOLDER.search(line):
+    for number, line, block in page.prose("prose", "table", "code"):
+        shell = block.kind == "code" and block.language in PROMPTS
+        match = (
+            PLACEHOLDER.search(line) or UNFILLED.search(line) or HOST.search(line) or (ARGUMENT.search(line) if shell else None)
+        )
+        if match:
             yield Defect(number, "placeholder", f"{match[0]} was never filled in")
         if SECRET.search(line):
             yield Defect(number, "secret", "a key or token stands here: withdraw it")

@@ -35,10 +35,14 @@ INDEX_FLAGS: Final = (
 )
 CLIENT: Final = re.compile(r"https?://[^/\s\"'|:]{1,100}:([0-9]{2,5})(?=/v1)")
 PORT: Final = re.compile(r"[\s{,]*+(?:-\s*+)?[\"']?port[\"']?\s*:\s*[\"']?([0-9]{2,5})\b")
-SERVED: Final = re.compile(r"\s*[\"']?served[_-]model[_-]name[\"']?\s*:\s*[\"']?([^\s\"'#,]{1,200})")
+SERVED: Final = re.compile(r"\s*[\"']?(?:served[_-]model[_-]name|modelName|model_name)[\"']?\s*:\s*[\"']?([^\s\"'#,]{1,200})")
 WEIGHTS: Final = re.compile(r"\s*[\"']?(?:model|model-tag)[\"']?\s*:\s*[\"']?(/[^\s\"'#,]{1,300})")
 CALLED: Final = re.compile(r"[\"']model[\"']\s*:\s*[\"']([^\"']{1,200})[\"']")
 CALLED_IN_PYTHON: Final = re.compile(r"\bmodel\s*=\s*[\"']([^\"']{1,200})[\"']")
+STARTED: Final = ("serve", "--model", "--model-path")
+"""What stands before the model in the command of a server."""
+NO_SERVERS: Final = ("flagscale", "modelscope", "hf", "huggingface-cli", "curl", "git", "cd", "vim", "cat")
+"""Commands that serve nothing, or (flagscale) a configuration."""
 DATA: Final = ("-d", "--data", "--data-raw", "--json")
 MOST_FOLDERS: Final = 20
 MAKERS: Final = (
@@ -223,10 +227,14 @@ def served_names(page: Page) -> Iterator[Defect]:
     served = {match[1] for _, line, _ in page.prose("code") if (match := SERVED.match(line))}
     served |= {value for command in page.commands for value in values_of(command, "--served-model-name")}
     if not served:
-        served = {path for _, path in _served_paths(page)}
+        served = {path for _, path in _served_paths(page)} | set(_served_by_default(page))
     if said := page.fact("serve", "model"):
         served.add(str(said))
     if not served:
+        for number, name in _called(page, over_http=True):
+            yield Defect(
+                number, "name-unset", f"clients ask for {name[:80]}, a name that no server and no configuration here sets"
+            )
         return
     known = _some(served)
     for number, name in _called(page):
@@ -236,13 +244,22 @@ def served_names(page: Page) -> Iterator[Defect]:
         yield Defect(1, "name-differs", f"the record says {said}, the card {_some(served - {str(said)})}")
 
 
-def _called(page: Page) -> Iterator[tuple[int, str]]:
+def _served_by_default(page: Page) -> Iterator[str]:
+    """Yield the models by whose own names servers serve them, where they are told no other."""
+    for command in page.commands:
+        if command.words[0] not in NO_SERVERS:
+            yield from (value for flag in STARTED for value in values_of(command, flag))
+
+
+def _called(page: Page, *, over_http: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield the names that clients ask for; `over_http`: but for programs that show no client of a server."""
     for command in page.commands:
         if command.words[0] == "curl":
             for value in (value for flag in DATA for value in values_of(command, flag)):
                 yield from ((command.line, match[1]) for match in CALLED.finditer(value))
     for block in page.blocks:
-        if block.kind == "code" and (block.language == "python" or any("openai" in line for line in block.lines[:40])):
+        client = block.kind == "code" and any("openai" in line for line in block.lines[:40])
+        if client or (block.kind == "code" and block.language == "python" and not over_http):
             yield from ((number, match[1]) for number, line in block.numbered() for match in CALLED_IN_PYTHON.finditer(line))
         rows = list(rows_of(block)) if block.kind == "table" else []
         if any(row[0] == "Base URL" for _, row in rows):
@@ -272,14 +289,21 @@ def weights(page: Page) -> Iterator[Defect]:
     there |= set() if mounts else set(put)
     for number, path in _served_paths(page):
         if path.rstrip("/") not in there:
-            yield Defect(number, "path-differs", f"weights are read from {path[:80]}, they are put into {known}")
+            same = path.rstrip("/") in put
+            yield Defect(
+                number,
+                "path-differs",
+                f"no volume brings {path[:80]} into the container: weights are put there and read there, on two sides of it"
+                if same
+                else f"weights are read from {path[:80]}, they are put into {known}",
+            )
 
 
 def _served_paths(page: Page) -> Iterator[tuple[int, str]]:
     yield from ((number, match[1]) for number, line, _ in page.prose("code") if (match := WEIGHTS.match(line)))
     for command in page.commands:
         for flag, value in pairwise(command.words):
-            if flag in ("serve", "--model", "--model-path") and value.startswith("/"):
+            if flag in STARTED and value.startswith("/"):
                 yield command.line, value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from release.publish import claims, commands
+from release.publish import claims, commands, pins
 from release.publish.page import MEANINGS, Defect, Page
 from release.types import JSON
 
@@ -15,6 +15,8 @@ LONGEST_TEXT: Final = 1 << 21
 LONGEST_LINE: Final = 20_000
 """Characters that are read. What is longer is no card, and hides what it says: that is a defect by itself."""
 RULES: Final[tuple[Callable[[Page], Iterator[Defect]], ...]] = (
+    claims.cards,
+    claims.fences,
     commands.clones,
     commands.images,
     commands.checkpoints,
@@ -23,6 +25,9 @@ RULES: Final[tuple[Callable[[Page], Iterator[Defect]], ...]] = (
     commands.served_names,
     commands.weights,
     commands.indexes,
+    pins.packages,
+    pins.links,
+    pins.literals,
     claims.placeholders,
     claims.switches,
     claims.shares,
@@ -42,6 +47,8 @@ def lint(text: str, record: JSON | None = None) -> tuple[Defect, ...]:
     """
     if len(text) > LONGEST_TEXT:
         return (Defect(1, "too-long", f"{len(text)} characters: no reader gets through it, and it was not checked"),)
+    if "\0" in text:
+        return (Defect(1, "not-a-card", "it is no text"),)
     lines = text.replace("\r\n", "\n").split("\n")
     found = {
         Defect(number, "too-long", f"{len(line)} characters in one line: checked up to {LONGEST_LINE}")

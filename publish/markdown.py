@@ -25,13 +25,14 @@ BEFORE: Final = ("$", "sudo", "export", "env", "time")
 
 @dataclass(frozen=True)
 class Block:
-    """A run of lines of one kind under one heading; `line` is the number of the first, from 1."""
+    """A run of lines of one kind under one heading; `line` is the number of the first, from 1; a block of code may not be `closed`."""
 
     kind: Literal["prose", "table", "code", "front"]
     line: int
     heading: str
     language: str
     lines: tuple[str, ...]
+    closed: bool = True
 
     def numbered(self) -> Iterator[tuple[int, str]]:
         """Yield every line with its number."""
@@ -40,11 +41,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a block of code: its words as a shell would split them, assignments and prompt left out. `block` counts the blocks."""
+    """A command of a block of code: its words as a shell would split them, assignments and prompt left out. `block` counts the blocks.
+
+    `literals` are the parts of its words that stood between single quotes.
+    """
 
     line: int
     block: int
     words: tuple[str, ...]
+    literals: tuple[str, ...] = ()
 
     def runs(self, *names: str) -> bool:
         """Say whether the command begins with these words."""
@@ -85,7 +90,10 @@ def blocks_of(text: str) -> tuple[Block, ...]:
         elif (wanted := "table" if line.lstrip().startswith("|") else "prose") != kind:
             close("table" if wanted == "table" else "prose", number)
         lines.append(line)
-    close("prose", 0)
+    if kind == "code":
+        found.append(Block(kind, start, heading, language, tuple(lines), closed=False))
+    else:
+        close("prose", 0)
     return tuple(found)
 
 
@@ -111,18 +119,19 @@ def commands_of(blocks: tuple[Block, ...]) -> tuple[Command, ...]:
     found = []
     for number, block in enumerate(blocks):
         if block.kind == "code" and block.language in SHELLS:
-            for line, words in _split("\n".join(block.lines), block.line):
+            for line, words, literals in _split("\n".join(block.lines), block.line):
                 own = dropwhile(lambda word: word in BEFORE or ASSIGNMENT.match(word) is not None, words)
                 if command := tuple(own):
-                    found.append(Command(line, number, command))
+                    found.append(Command(line, number, command, tuple(literals)))
     return tuple(found)
 
 
-def _split(text: str, line: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield commands as words with the number of their first line, in linear time: what a shell would make of the text, roughly."""
+def _split(text: str, line: int) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Yield commands as the number of their first line, words, and what was between single quotes, in linear time: roughly as a shell does."""
     at, began = 0, line
     word: list[str] = []
     words: list[str] = []
+    literals: list[str] = []
     while at < len(text):
         sign, step = text[at], 1
         if sign in ENDS or sign in " \t\r":
@@ -131,8 +140,8 @@ def _split(text: str, line: int) -> Iterator[tuple[int, list[str]]]:
                 word = []
             if sign in ENDS:
                 if words:
-                    yield began, words
-                words, began = [], line + (sign == "\n")
+                    yield began, words, literals
+                words, literals, began = [], [], line + (sign == "\n")
         elif sign == "#" and not word:
             end = text.find("\n", at)
             step = (len(text) if end < 0 else end) - at
@@ -142,6 +151,7 @@ def _split(text: str, line: int) -> Iterator[tuple[int, list[str]]]:
                 word.append(text[at + 1])
         elif (quoted := QUOTED.match(text, at, at + LONGEST_QUOTE)) and not (sign == "'" and word and word[-1][-1:].isalnum()):
             word.append(quoted[0][1:-1])
+            literals += [word[-1]] if sign == "'" else []
             step = len(quoted[0])
         else:
             word.append(sign)
@@ -150,4 +160,4 @@ def _split(text: str, line: int) -> Iterator[tuple[int, list[str]]]:
     if word:
         words.append("".join(word))
     if words:
-        yield began, words
+        yield began, words, literals

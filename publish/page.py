@@ -12,10 +12,15 @@ from release.publish.markdown import Block, Command, blocks_of, commands_of
 from release.types import JSON
 
 MEANINGS: Final = {
+    "not-a-card": "a file that is no text, or has no heading",
     "too-long": "a card, or a line of it, that is too long to be read",
+    "unclosed-fence": "a block of code that nothing ends",
     "unpinned-clone": "git clone with no commit after it",
     "mutable-checkout": "a branch, a tag or half a commit, which may mean something else tomorrow",
     "unpinned-image": "an image without a digest, or of no registry",
+    "unpinned-package": "a package for pip without a version",
+    "mutable-link": "a link to a branch",
+    "unexpanded-variable": "a variable between single quotes",
     "swallowed-flag": "a flag of docker run that takes the next flag for its value",
     "checkpoint-address": "a checkpoint that is to be cloned and is no address",
     "switch-missing": "operators are claimed whose switch no environment here sets",
@@ -25,6 +30,7 @@ MEANINGS: Final = {
     "mixed-schemas": "the old and the new schema of serving files side by side",
     "port-differs": "clients ask at another port than the server listens on",
     "name-differs": "clients ask for another model than is served",
+    "name-unset": "clients ask for a model by a name that nothing here sets",
     "path-differs": "the server reads weights from another place than they were put",
     "empty-score": "a score of 0, or none",
     "other-baseline": "a baseline of another model",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,9 @@ FOLDER: Final = Path(__file__).parent
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 FOLDER_WORD: Final = re.compile(r"\$PWD/[A-Za-z0-9._/:-]+|\$(?:SRC|DST|IMAGE)(?:/[A-Za-z0-9._/:-]+)?")
 """What the shell of the reader is to fill in: a folder below the one they are in, those of a conversion, the id of an image."""
+VARIABLE: Final = re.compile(r"\$([A-Z][A-Z0-9_]*)")
+TAME: Final = re.compile(r"[A-Za-z0-9._/:,=+@%-]*")
+"""Text that means itself between double quotes, in every shell and at every prompt."""
 BLOCK: Final = re.compile(r"\s*(?P<number>[0-9]*)(?P<sign>[#>+*=~`_:|.)\[-])")
 """What may begin a block of Markdown other than a paragraph: heading, quote, list, rule, fence, table, definition."""
 SPAN: Final = re.compile(r"[^`|<>&\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -81,15 +84,15 @@ def docker_exec(argv: Sequence[str]) -> str:
     return json.dumps(list(argv), ensure_ascii=False)
 
 
-def shell_line(argv: Sequence[str], width: int = 100) -> str:
+def shell_line(argv: Sequence[str], width: int = 100, variables: Collection[str] = ()) -> str:
     """Return an argv as a shell command that can be pasted: flags stay with their values, lines break with backslashes.
 
-    A word that begins with `$PWD/` (or `$SRC`, `$DST`, `$IMAGE`) is put in double quotes, so that the shell fills it in; everything
-    else is literal.
+    A word that begins with `$PWD/` (or `$SRC`, `$DST`, `$IMAGE`) is put in double quotes, so that the shell fills it in, and so are those
+    of `variables` wherever they stand in a word; everything else is literal.
     """
     groups: list[str] = []
     for number, word in enumerate(argv):
-        text = f'"{word}"' if FOLDER_WORD.fullmatch(word) else word if ARM.fullmatch(word) else shlex.quote(word)
+        text = f'"{word}"' if FOLDER_WORD.fullmatch(word) else word if ARM.fullmatch(word) else filled_word(word, variables)
         value = number and argv[number - 1].startswith("--") and not word.startswith("-") and argv[number - 1] not in SWITCHES
         if value:
             groups[-1] += f" {text}"
@@ -102,6 +105,23 @@ def shell_line(argv: Sequence[str], width: int = 100) -> str:
         else:
             lines[-1] += f" {group}"
     return " \\\n".join(lines)
+
+
+def filled_word(word: str, variables: Collection[str]) -> str:
+    """Return a word for a shell that fills in those of `variables` in it, `$NAME`, and takes all else as it is (POSIX, 2.2 and 2.6.2)."""
+    parts = VARIABLE.split(word)  # text, name, text, name, …, text
+    named = [name for name in parts[1::2] if name in variables]
+    if not named:
+        return shlex.quote(word)
+    pieces = [
+        part if not number % 2 else f"${{{part}}}" if part in variables else f"${part}" for number, part in enumerate(parts)
+    ]
+    if len(named) == len(parts) // 2 and all(TAME.fullmatch(text) for text in parts[::2]):
+        return '"' + re.sub(r"\$\{([A-Z0-9_]+)\}(?=/|$)", r"$\1", "".join(pieces)) + '"'
+    return "".join(
+        f'"{piece}"' if number % 2 and parts[number] in variables else shlex.quote(piece) if piece else ""
+        for number, piece in enumerate(pieces)
+    )
 
 
 def markdown_cell(value: object) -> str:

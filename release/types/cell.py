@@ -152,7 +152,8 @@ class Weights(Frozen):
 class Accuracy(Frozen):
     """A question set and the rule of its verdict.
 
-    Each question is asked `repeats` times, each time with a seed of its own: worth while at a temperature above 0. `margin` is the non-inferiority
+    Each question is asked `repeats` times, each time with a seed of its own: worth while at a temperature above 0. `margin` is
+    the non-inferiority
     margin of the difference candidate − reference, as a share (0.02 = 2 points).
     """
 
