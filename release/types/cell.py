@@ -153,8 +153,7 @@ class Accuracy(Frozen):
     """A question set and the rule of its verdict.
 
     Each question is asked `repeats` times, each time with a seed of its own: worth while at a temperature above 0. `margin` is
-    the non-inferiority
-    margin of the difference candidate − reference, as a share (0.02 = 2 points).
+    the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points).
     """
 
     questions: RelativePath
@@ -246,7 +245,6 @@ class Arm(Frozen):
     features: tuple[Slug, ...] = ()
     trials: tuple[Trial, ...] | None = None
     reported: tuple[Reported, ...] | None = None
-    waivers: tuple[Waiver, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     note: str = ""
 
@@ -278,7 +276,6 @@ class CellFile(Frozen):
     accuracy: Accuracy | None = None
     trials: tuple[Trial, ...] = ()
     reported: tuple[Reported, ...] = ()
-    waivers: tuple[Waiver, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     documents: tuple[str, ...] = ()
     note: str = ""
