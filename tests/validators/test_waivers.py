@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from release.types import CellFile, State, Status, Verdict, Waiver, dump, state_of
+from release.types import State, Status, Verdict, Waiver, state_of
 from release.validators.verdicts import Plan, judge_pairs
 from release.validators.waivers import idle, waived
 
@@ -105,15 +105,3 @@ def test_a_stated_loss_comes_before_an_interval() -> None:
 def test_a_waiver_without_reason_owner_issue_or_end_is_none(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         waiver(**changes)
-
-
-def test_a_cell_and_an_arm_of_it_carry_waivers() -> None:
-    cell = {
-        "chip": "abacus",
-        "model": "pebble-7b",
-        "engine": "vllm",
-        "waivers": (WAIVER,),
-        "cells": {"bf16": {"waivers": (WAIVER,)}},
-    }
-    found = CellFile.model_validate(cell)
-    assert found.waivers == found.cells["bf16"].waivers == (waiver(),) and dump(waiver()) == WAIVER
