@@ -188,6 +188,7 @@ async def _answer(lane: Lane, path: str, body: JSON) -> tuple[JSON, float]:
             if problem.status not in (429, 503) or problem.retry_after is None or not busy:
                 raise
             busy, pause = busy - 1, min(problem.retry_after, LONGEST_WAIT)
+            lost = list(PAUSES)  # it answered: losses are counted in a row
         await asyncio.sleep(pause)
 
 

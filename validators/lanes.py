@@ -24,6 +24,7 @@ class Lane(asyncio.Protocol):
         self._reader = Reader(LARGEST)
         self._pieces: list[bytes] = []
         self._answer: asyncio.Future[Answer] | None = None
+        self._answered, self._begun = 0, False
 
     @property
     def model(self) -> str:
@@ -38,7 +39,7 @@ class Lane(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             await self._connect(loop)
         assert self._transport is not None
-        self._reader, self._pieces = Reader(min(LARGEST, self._endpoint.largest)), []
+        self._reader, self._pieces, self._begun = Reader(min(LARGEST, self._endpoint.largest)), [], False
         answer: asyncio.Future[Answer] = loop.create_future()
         self._answer = answer
         timer = loop.call_later(patience, self._fail, PatienceError(f"{path}: no complete answer within {patience:g} s"))
@@ -72,12 +73,13 @@ class Lane(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Hear that the connection stands."""
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport, self._answered = transport, 0
 
     def data_received(self, data: bytes) -> None:
         """Hear the next bytes."""
         if self._answer is None:
             return self.close()  # nobody asked
+        self._begun = True
         try:
             self._pieces += self._reader.feed(data)
             self._settle()
@@ -87,11 +89,14 @@ class Lane(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Hear that the server has said all it will say."""
+        if self._answered and not self._begun:  # it hung up on a kept connection while the next request was on its way to it
+            return self._fail(UnreachableError("connection lost: closed by the server before it read the request"))
         try:
             self._reader.end()
             self._settle()
         except ServingError as problem:
             self._fail(problem)
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the connection is gone."""
@@ -102,6 +107,7 @@ class Lane(asyncio.Protocol):
     def _settle(self) -> None:
         head = self._reader.head
         if self._reader.complete and head is not None and self._answer is not None and not self._answer.done():
+            self._answered += 1
             self._answer.set_result(Answer(head.status, head.content_type, b"".join(self._pieces), head.retry_after))
 
     def _fail(self, problem: ServingError) -> None:

@@ -245,9 +245,9 @@ def test_failed_requests_are_counted_with_their_error(tmp_path: Path, defect: st
 def test_a_request_that_stalls_fails_and_is_not_asked_again(tmp_path: Path) -> None:
     path, accuracy = write_questions(tmp_path, additions(2))
     with Stub("stalls") as stub:
-        summary = run(stub.url, accuracy, path, tmp_path, read_timeout=0.3)
+        summary = run(stub.url, accuracy, path, tmp_path, read_timeout=1.5)
         assert stub.requests == 2
-    assert summary.failed == 2 and "no complete answer within 0.3 s" in lines_of(tmp_path)[0]["error"]
+    assert summary.failed == 2 and "no complete answer within 1.5 s" in lines_of(tmp_path)[0]["error"]
 
 
 @pytest.mark.integration
