@@ -41,18 +41,21 @@ def planned_record(study: Study) -> JSON:
     )
 
 
-def card_of(house: House, cell: str, language: str) -> str:
-    """Return the card of a cell as planned. Raises MatrixError where the rules refuse it."""
+def record_of(house: House, cell: str) -> JSON:
+    """Return the record of a cell as planned. Raises MatrixError where the rules refuse it."""
     study = house.study(cell)
     house.refuse(study)
-    return render_card(planned_record(study), language)
+    return planned_record(study)
+
+
+def card_of(house: House, cell: str, language: str) -> str:
+    """Return the card of a cell as planned. Raises MatrixError where the rules refuse it."""
+    return render_card(record_of(house, cell), language)
 
 
 def write_cards(house: House, cell: str, into: Path) -> list[Path]:
     """Write the card of a cell as planned in both languages into a folder, and return the files."""
-    study = house.study(cell)
-    house.refuse(study)
-    record = planned_record(study)
+    record = record_of(house, cell)
     into.mkdir(parents=True, exist_ok=True)
     for language, name in CARDS.items():
         write_whole(into / name, render_card(record, language))
