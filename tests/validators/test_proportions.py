@@ -40,19 +40,32 @@ def test_the_p_value_of_no_loss_and_the_interval_never_disagree(table: tuple[int
             assert (newcombe_interval(k1 / n1, n1, k2 / n2, n2, 1 - 2 * alpha)[1] < 0) == (p < alpha)
 
 
+def _p_of_a_likelihood_maximised_by_numbers(table: tuple[int, int, int, int], margin: float) -> float:
+    """Return the score test's p with the shares that a minimiser finds, not the cubic of Miettinen and Nurminen (1985).
+
+    statsmodels 0.15 is no oracle here: its cubic has x₀δ² where theirs has n₀δ², which moves p by 0.15 for small tables.
+    """
+    optimize = pytest.importorskip("scipy.optimize")
+    k1, n1, k2, n2 = table
+
+    def loss(p: float) -> float:
+        shares = ((k1, n1, p), (k2, n2, p + margin))
+        return -sum(k * math.log(max(q, 1e-300)) + (n - k) * math.log(max(1 - q, 1e-300)) for k, n, q in shares)
+
+    p = optimize.minimize_scalar(loss, bounds=(0, 1 - margin), method="bounded", options={"xatol": 1e-12}).x
+    spread = math.sqrt(p * (1 - p) / n1 + (p + margin) * (1 - p - margin) / n2)
+    z = (k1 / n1 - k2 / n2 + margin) / spread
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
 @given(counts, st.sampled_from([0.01, 0.02, 0.05, 0.2]))
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @settings(max_examples=80, deadline=None)
-def test_farrington_and_manning_agree_with_statsmodels(table: tuple[int, int, int, int], margin: float) -> None:
-    proportion = pytest.importorskip("statsmodels.stats.proportion")
+def test_farrington_and_manning_agree_with_any_likelihood_maximised_by_numbers(
+    table: tuple[int, int, int, int], margin: float
+) -> None:
     k1, n1, k2, n2 = table
     ours = farrington_manning(k1 / n1, n1, k2 / n2, n2, margin)
-    theirs = proportion.test_proportions_2indep(
-        k1, n1, k2, n2, value=-margin, method="score", alternative="larger", correction=False
-    ).pvalue
-    if min(n1, n2) >= 20 and 0 < k1 < n1 and 0 < k2 < n2:
-        # up to 0.15 at least their cubic has x₀δ² where Miettinen and Nurminen (1985) have n₀δ²: near, and not the maximum; the next test is
-        assert ours == pytest.approx(theirs, abs=0.01)
+    assert ours == pytest.approx(_p_of_a_likelihood_maximised_by_numbers(table, margin), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -66,23 +79,16 @@ def test_farrington_and_manning_agree_with_statsmodels(table: tuple[int, int, in
         (0, 9, 4, 400),
         (1, 2, 1, 3),
         (1, 2, 1, 2),
+        (1, 20, 2, 20),
     ],
 )
-@pytest.mark.parametrize("margin", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("margin", [0.01, 0.05, 0.2, 0.3])
 def test_farrington_and_manning_agree_with_a_likelihood_maximised_by_numbers(
     table: tuple[int, int, int, int], margin: float
 ) -> None:
-    optimize = pytest.importorskip("scipy.optimize")
     k1, n1, k2, n2 = table
-
-    def loss(p: float) -> float:
-        shares = ((k1, n1, p), (k2, n2, p + margin))
-        return -sum(k * math.log(max(q, 1e-300)) + (n - k) * math.log(max(1 - q, 1e-300)) for k, n, q in shares)
-
-    p = optimize.minimize_scalar(loss, bounds=(0, 1 - margin), method="bounded", options={"xatol": 1e-12}).x
-    spread = math.sqrt(p * (1 - p) / n1 + (p + margin) * (1 - p - margin) / n2)
-    z = (k1 / n1 - k2 / n2 + margin) / spread
-    assert farrington_manning(k1 / n1, n1, k2 / n2, n2, margin) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)), abs=1e-5)
+    ours = farrington_manning(k1 / n1, n1, k2 / n2, n2, margin)
+    assert ours == pytest.approx(_p_of_a_likelihood_maximised_by_numbers(table, margin), abs=1e-5)
 
 
 def test_farrington_and_manning_decide_the_extremes() -> None:
