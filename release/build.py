@@ -17,8 +17,9 @@ from release.errors import PatchError, StageError, UsageError, VerdictError
 from release.house import House
 from release.matrix.load import split
 from release.oci import link_or_copy, sha256_file
-from release.pipeline import Graph, run
+from release.pipeline import Graph
 from release.progress import progress_for
+from release.schedule import run
 from release.session import Session
 from release.stages import STAGES
 from release.store import write_whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,17 +160,22 @@ class House:
 
     def graph(self, cell: str, until: str | None) -> Graph:
         """Return the tasks of a build of `cell`."""
+        return self.graph_of([cell], until)
+
+    def graph_of(self, cells: Sequence[str], until: str | None) -> Graph:
+        """Return the tasks of a build of all `cells`, in which what several need stands once. Raises MatrixError for a refused plan."""
         names = [stage.name for stage in STAGES]
         if until is not None and until not in names:
             raise UsageError(
                 f"there is no stage {until!r}{parse.near(until, names)}", next_step=f"the stages are: {', '.join(names)}"
             )
         plans: dict[str, Plan] = {}
-        following: str | None = cell
-        while following is not None and following not in plans:
-            plans[following] = self.plan(following)
-            following = plans[following].reference
-        return graph(STAGES, plans, self.matrix, cell, until or names[-1])
+        for cell in cells:
+            following: str | None = cell
+            while following is not None and following not in plans:
+                plans[following] = self.plan(following)
+                following = plans[following].reference
+        return graph(STAGES, plans, self.matrix, cells, until or names[-1])
 
     def reasons(self, tasks: Graph) -> dict[tuple[str, str], list[str]]:
         """Return why each stage of each cell would run; an empty list means that the store has its result."""

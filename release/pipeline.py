@@ -1,15 +1,13 @@
-"""What a build is: a graph of stages keyed by what they read, run in the order of their needs, each key once."""
+"""What a build is: a graph of stages keyed by what they read, and how one of them is brought into the store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,7 +30,9 @@ class Stage:
 
     `needs` names the stages whose folders it gets (`reference:NAME` is that stage of the plan's reference; left out where there is
     none). `reads` is everything else it may use, as JSON; it gets nothing more. `version` changes when the function does.
-    `work` fills `Work.out` and returns a one-line summary. `spared` names the needs that a plan can do without.
+    `work` fills `Work.out` and returns a one-line summary. `spared` names the needs that a plan can do without. `uses` are the units of
+    each resource that it holds while it works; a stage that talks to a server names in `on` the stage that starts one (which may be
+    itself): what that stage uses is held for as long as the server is up.
     """
 
     name: str
@@ -41,17 +41,24 @@ class Stage:
     reads: Callable[[Plan, Matrix], JSON]
     work: Callable[[Work], str]
     spared: Callable[[Plan], Collection[str]] = lambda plan: ()
+    uses: Callable[[Plan], Mapping[str, int]] = lambda plan: {}
+    on: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A stage with its inputs pinned: `key` is the digest of stage, version, reads and the keys of its needs."""
+    """A stage with its inputs pinned: `key` is the digest of stage, version, reads and the keys of its needs.
+
+    `uses` are the units of each resource that it holds, `server` is the key of the task whose server it talks to, if it does.
+    """
 
     stage: Stage
     cell: str
     reads: JSON
     needs: Mapping[str, str]
     key: str
+    uses: Mapping[str, int] = field(default_factory=dict)
+    server: str = ""
 
     @property
     def facts(self) -> JSON:
@@ -112,8 +119,8 @@ class Graph:
         return self.tasks[self.of[cell, stage]]
 
 
-def graph(stages: Iterable[Stage], plans: Mapping[str, Plan], matrix: Matrix, cell: str, until: str) -> Graph:
-    """Return the tasks that `until` of `cell` needs, the reference's among them."""
+def graph(stages: Iterable[Stage], plans: Mapping[str, Plan], matrix: Matrix, cells: Iterable[str], until: str) -> Graph:
+    """Return the tasks that `until` of each of `cells` needs, their references' among them; what several need stands there once."""
     by_name = {stage.name: stage for stage in stages}
     tasks: dict[str, Task] = {}
     of: dict[tuple[str, str], str] = {}
@@ -133,11 +140,13 @@ def graph(stages: Iterable[Stage], plans: Mapping[str, Plan], matrix: Matrix, ce
                 needs[need] = add(plan.reference, need.removeprefix(REFERENCE))
         reads = stage.reads(plan, matrix)
         key = digest({"stage": name, "version": stage.version, "reads": reads, "needs": needs})
-        tasks.setdefault(key, Task(stage, cell, reads, needs, key))
+        server = key if stage.on == name else needs.get(stage.on, "")
+        tasks.setdefault(key, Task(stage, cell, reads, needs, key, stage.uses(plan), server))
         of[cell, name] = key
         return key
 
-    add(cell, until)
+    for cell in cells:
+        add(cell, until)
     return Graph(tasks, of)
 
 
@@ -147,7 +156,7 @@ def digest(document: object) -> str:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What every task of one run shares."""
 
     graph: Graph
@@ -193,47 +202,6 @@ class _Run:
             self.store.settle(partial)
             line.done(str(facts["summary"]))
             return True
-
-
-def run(
-    graph: Graph,
-    wanted: Iterable[str],
-    matrix: Matrix,
-    store: Store,
-    session: Session,
-    progress: Progress,
-    jobs: int | None = None,
-) -> tuple[str, ...]:
-    """Bring the results of the keys `wanted` into the store, up to `jobs` stages at a time; return what ran, `cell: stage` each.
-
-    Where all of them are valid, nothing happens. Otherwise every task they stand on is looked at in order, and run unless its
-    result is valid. The first failure lets what runs finish, starts nothing new, and is raised. Ctrl-C is raised at once: what
-    runs is then for `Session.abandon` to end.
-    """
-    state = _Run(graph, matrix, store, session, progress)
-    waiting = {key: task for key, task in graph.tasks.items() if key in missing(graph, wanted, store)}
-    if not waiting:
-        return ()
-    ran: list[str] = []
-    running: dict[Future[bool], str] = {}
-    failure: BaseException | None = None
-    with store.in_use():
-        pool = ThreadPoolExecutor(jobs or max(2, os.cpu_count() or 2))
-        while (waiting and failure is None) or running:
-            unfinished = set(waiting) | set(running.values())
-            for key, task in list(waiting.items()):
-                if failure is None and not unfinished & set(task.needs.values()):
-                    running[pool.submit(state.perform, waiting.pop(key))] = key
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                task = graph.tasks[running.pop(future)]
-                failure = failure or future.exception()
-                if future.exception() is None and future.result():
-                    ran.append(f"{task.cell}: {task.stage.name}")
-        pool.shutdown()
-    if failure is not None:
-        raise failure
-    return tuple(ran)
 
 
 def missing(graph: Graph, wanted: Iterable[str], store: Store) -> set[str]:

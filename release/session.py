@@ -33,7 +33,7 @@ class Session:
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._guard: Guard | None = None
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, tuple[Server, ExitStack]] = {}
         self._locks: dict[str, threading.Lock] = {}
 
     @property
@@ -69,14 +69,22 @@ class Session:
                 except BaseException:
                     own.close()
                     raise
-                with self._lock:
-                    self._stack.push(own)
-                    self._servers[key] = server
-            return self._servers[key]
+                self._servers[key] = server, own
+            return self._servers[key][0]
+
+    def stop(self, key: str) -> None:
+        """Stop the server under `key`, if there is one; who asks for it later starts it again."""
+        with self.once(key):
+            _, own = self._servers.pop(key, (None, None))
+            if own is not None:
+                own.close()
 
     def close(self) -> None:
         """Stop the servers, let go of the engine, end the guard."""
-        self._stack.close()
+        with ExitStack() as stack:
+            stack.push(self._stack)
+            for key in list(self._servers):
+                stack.callback(self.stop, key)
         if self._guard is not None:
             self._guard.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from release.matrix.load import Matrix
@@ -24,7 +25,10 @@ from release.supply import (
     wheels,
 )
 from release.trial import accuracy, compare, conformance, reads_accuracy, reads_compare, reads_conformance, reads_serve, serve
-from release.types import JSON, Base, Plan, dump
+from release.types import JSON, Base, Parallel, Plan, dump
+
+NETWORK, DISK, HOST_SERVERS = "network", "disk", "host-servers"
+"""Resources of the machine that builds; `device:CHIP` are those of a chip's hosts."""
 
 
 def render(work: Work) -> str:
@@ -175,18 +179,31 @@ def reads_publish(plan: Plan, matrix: Matrix) -> JSON:
     return {"tag": plan.slug, "cell": plan.cell}
 
 
+def served_by(plan: Plan) -> JSON:
+    """Say what a server of this plan holds while it is up: devices of its chip, or a place on a host that is its own device."""
+    if plan.device is None:
+        return {HOST_SERVERS: 1}
+    layout = plan.parallel or Parallel()
+    return {f"device:{plan.chip.id}": layout.world_size * layout.replicas}
+
+
+def one(resource: str) -> Callable[[Plan], Mapping[str, int]]:
+    """Return what holds one unit of a resource, whatever the plan."""
+    return lambda plan: {resource: 1}
+
+
 STAGES: Final = (
-    Stage("fetch", 2, (), reads_fetch, fetch),
+    Stage("fetch", 2, (), reads_fetch, fetch, uses=one(NETWORK)),
     Stage("unpatch", 2, ("fetch",), reads_unpatch, unpatch),
-    Stage("wheels", 1, (), reads_wheels, wheels),
-    Stage("base", 1, (), reads_base, base),
-    Stage("checkpoint", 1, (), reads_checkpoint, checkpoint),
-    Stage("weights", 1, ("checkpoint",), reads_weights, weights),
+    Stage("wheels", 1, (), reads_wheels, wheels, uses=one(NETWORK)),
+    Stage("base", 1, (), reads_base, base, uses=one(DISK)),
+    Stage("checkpoint", 1, (), reads_checkpoint, checkpoint, uses=one(NETWORK)),
+    Stage("weights", 1, ("checkpoint",), reads_weights, weights, uses=one(DISK)),
     Stage("render", 2, ("base", "wheels", "unpatch"), reads_render, render, lambda plan: () if made_here(plan) else ("base",)),
-    Stage("image", 2, ("base", "wheels", "unpatch", "render"), reads_image, image),
-    Stage("serve", 1, ("image", "weights"), reads_serve, serve),
-    Stage("conformance", 1, ("image", "weights", "serve"), reads_conformance, conformance),
-    Stage("accuracy", 1, ("image", "weights", "serve", "conformance"), reads_accuracy, accuracy),
+    Stage("image", 2, ("base", "wheels", "unpatch", "render"), reads_image, image, uses=one(DISK)),
+    Stage("serve", 1, ("image", "weights"), reads_serve, serve, uses=served_by, on="serve"),
+    Stage("conformance", 1, ("image", "weights", "serve"), reads_conformance, conformance, on="serve"),
+    Stage("accuracy", 1, ("image", "weights", "serve", "conformance"), reads_accuracy, accuracy, on="serve"),
     Stage("compare", 1, ("accuracy", "reference:accuracy"), reads_compare, compare),
     Stage(
         "card",

@@ -28,6 +28,7 @@ FLOORS: Final = (
     ("matrix", "templates", "patches", "kernels"),
     ("builders", "validators", "publish"),
     ("pipeline",),
+    ("schedule",),
     ("sources",),
     ("supply", "trial"),
     ("stages",),

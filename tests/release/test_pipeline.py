@@ -14,8 +14,9 @@ import pytest
 from release.errors import StageError, StoreError
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
-from release.pipeline import Graph, Stage, Work, changes, digest, flat, graph, is_valid, mark, missing, run
+from release.pipeline import Graph, Stage, Work, changes, digest, flat, graph, is_valid, mark, missing
 from release.progress import Line, Progress
+from release.schedule import run
 from release.session import Session
 from release.store import Store
 from release.types import JSON, Plan
@@ -73,7 +74,7 @@ class House:
         return run(tasks, [tasks.of[cell, until]], self.matrix, self.store, SESSION, self.progress, jobs)
 
     def graph(self, *stages: Stage, cell: str = ONE) -> Graph:
-        return graph(stages, self.plans, self.matrix, cell, stages[-1].name)
+        return graph(stages, self.plans, self.matrix, [cell], stages[-1].name)
 
 
 @pytest.fixture
