@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,9 +18,9 @@ from release.errors import PatchError, StageError, UsageError, VerdictError
 from release.house import House
 from release.matrix.load import split
 from release.oci import link_or_copy, sha256_file
-from release.pipeline import Graph
-from release.progress import progress_for
-from release.schedule import run
+from release.pipeline import Graph, Run, Task
+from release.progress import Progress, progress_for
+from release.schedule import Ledger, Limits, carry_out, unit
 from release.session import Session
 from release.stages import STAGES
 from release.store import write_whole
@@ -80,14 +81,38 @@ def build(
     """
     began = time.monotonic()
     tasks = house.graph(cell, until)
-    target = _target(cell, to, tag) if to else None
+    target = target_of(cell, to, tag) if to else None
     if target and (cell, "publish") not in tasks.of:
         raise UsageError("nothing can be pushed before the stage publish", next_step="leave out --until, or --to")
-    wanted = [tasks.of[cell, stage] for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
-    progress = progress_for(sys.stderr)
     session = Session(house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline)
+    limits = Limits() if jobs is None else Limits(jobs)
+    ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session)
+    for failure in ledger.failed.values():
+        raise failure
+    ran = tuple(ledger.ran)
+    if (cell, "publish") not in tasks.of:
+        return Outcome(cell, None, None, ran, time.monotonic() - began)
+    folder = deliver(house, tasks, cell, dist)
+    record = json.loads((folder / "release.json").read_bytes())
+    pushed = push_release(folder, target) if target and suffices(record, least) else None
+    return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
+
+
+def carry(
+    house: House,
+    tasks: Graph,
+    wanted: Iterable[str],
+    progress: Progress,
+    limits: Limits,
+    session: Session,
+    *,
+    keep_going: bool = False,
+    seconds: Callable[[Task], float] = unit,
+) -> Ledger:
+    """Bring the keys `wanted` into the store, and end progress and session however that ends; return what became of it."""
     try:
-        ran = run(tasks, wanted, house.matrix, house.store, session, progress, jobs)
+        work = Run(tasks, house.matrix, house.store, session, progress)
+        ledger = carry_out(tasks, wanted, work, limits, keep_going=keep_going, seconds=seconds)
     except KeyboardInterrupt:
         progress.close()
         session.abandon()
@@ -99,12 +124,12 @@ def build(
         progress.close()
         house.remember(tasks)
     session.close()
-    if (cell, "publish") not in tasks.of:
-        return Outcome(cell, None, None, ran, time.monotonic() - began)
-    folder = deliver(house, tasks, cell, dist)
-    record = json.loads((folder / "release.json").read_bytes())
-    pushed = _push(folder, target) if target and suffices(record, least) else None
-    return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
+    return ledger
+
+
+def ends(tasks: Graph, cells: Iterable[str], until: str | None) -> list[str]:
+    """Return the keys that the cells want in the end: the last stage, and those whose files are laid out."""
+    return [tasks.of[cell, stage] for cell in cells for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
 
 
 def unpatch_cell(
@@ -211,7 +236,7 @@ def layout_of(cell: str, dist: Path) -> Path:
     return layout
 
 
-def _target(cell: str, to: str, tag: str | None) -> Reference:
+def target_of(cell: str, to: str, tag: str | None) -> Reference:
     """Return where in the registry `to` (HOST/NAMESPACE) a cell is pushed. Raises UsageError for what is no reference."""
     from release.publish.reference import Reference
 
@@ -219,7 +244,8 @@ def _target(cell: str, to: str, tag: str | None) -> Reference:
     return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{tag or tag_of(arm)}")
 
 
-def _push(folder: Path, target: Reference) -> str:
+def push_release(folder: Path, target: Reference) -> str:
+    """Push a release that is laid out in `folder`; return where it is, by digest."""
     from release import oci
     from release.publish.registry import push
 

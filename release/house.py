@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,6 +200,15 @@ class House:
                 for (owner, stage), key in sorted(tasks.of.items())
             },
         }
+
+    def durations(self, cells: Collection[str]) -> dict[tuple[str, str], float]:
+        """Return how long each stage took when it last ran for each of the cells, in seconds; what never ran, or is gone, is left out."""
+        found: dict[tuple[str, str], float] = {}
+        for cell in cells:
+            for stage, key in self._history(cell).items():
+                if self.store.has(key) and isinstance(seconds := self.store.facts(key).get("seconds"), int | float):
+                    found[cell, stage] = float(seconds)
+        return found
 
     def remember(self, tasks: Graph) -> None:
         """Note which keys each cell has results for, so that a later plan can say what changed."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from release.errors import StageError
 from release.matrix.load import Matrix
@@ -103,7 +103,8 @@ def carry_out(
                     stopping[pool.submit(work.session.stop, server)] = server
             if not running and not stopping:
                 break
-            done, _ = wait([*running, *stopping], return_when=FIRST_COMPLETED)
+            futures: list[Future[Any]] = [*running, *stopping]
+            done, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in [each for each in stopping if each in done]:
                 schedule.stopped(stopping.pop(future))
                 future.result()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from release.cli.options import cell_options, complete, complete_stage, house_of
+from release.cli.options import complete, complete_stage, house_of
 from release.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +94,23 @@ def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
 
 
 @click.command()
-@cell_options
+@click.option("--chip", shell_complete=complete("chips"), help="The chip, as `release matrix` lists it.")
+@click.option("--model", shell_complete=complete("models"), help="The model, as `release matrix` lists it.")
+@click.option("--precision", help="Precision, and ~variant where there is one [default: the first that the cell's file offers].")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every cell (that --chip, --model and --precision fit), as one graph of work."
+)
+@click.option("--select", "patterns", multiple=True, metavar="PATTERN", help="The cells that it fits, as '*/qwen3-*@w8a8'.")
+@click.option(
+    "--keep-going/--stop-at-failure", default=True, show_default=True, help="Of many cells: whether a failure costs the others."
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=COUNT",
+    help="Units of a resource: device:CHIP, host-servers, network, disk.",
+)
 @click.option("--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage.")
 @click.option(
     "--jobs", type=click.IntRange(1), help="Stages that may run side by side [default: the number of cores, at least 2]."
@@ -116,9 +132,13 @@ def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
 @click.pass_context
 def build(
     context: click.Context,
-    chip: str,
-    model: str,
+    chip: str | None,
+    model: str | None,
     precision: str | None,
+    everything: bool,
+    patterns: tuple[str, ...],
+    keep_going: bool,
+    limits: tuple[str, ...],
     until: str | None,
     jobs: int | None,
     dist: Path,
@@ -128,18 +148,49 @@ def build(
     no_build_cache: bool,
     as_json: bool,
 ) -> None:
-    """Build a cell: fetch, patch, convert, build the image, serve it, validate it, write the card, publish."""
+    """Build a cell: fetch, patch, convert, build the image, serve it, validate it, write the card, publish.
 
+    With --all or --select, many cells at once: what they share is done once, and each failure is told once.
+    """
+    house = house_of(context)
+    if everything or patterns:
+        from release.batch import build_all, local_limits, select
+        from release.session import Session
+        from release.show.batch import batch as batch_text
+
+        if tag is not None:
+            raise UsageError("--tag is for one cell", next_step="leave it out: each cell has its own")
+        cells = select(house, patterns, {"chip": chip, "model": model, "precision": precision})
+        here = local_limits(house, cells, jobs, _counts(limits))
+        session = Session(house.engine_kind, use_build_cache=not no_build_cache)
+        batch = build_all(
+            house, cells, until=until, limits=here, dist=dist, to=to, least=require, keep_going=keep_going, session=session
+        )
+        click.echo(batch_text(batch, as_json=as_json))
+        batch.require(require)
+        return
     from release.build import build as run
     from release.show.outcome import outcome as outcome_text
 
-    house = house_of(context)
+    if chip is None or model is None:
+        raise UsageError("say what to build: --chip and --model, --select PATTERN, or --all")
     cell = house.cell(chip, model, precision)
     outcome = run(
         house, cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache, least=require, tag=tag
     )
     click.echo(outcome_text(outcome, as_json=as_json))
     outcome.require(require)
+
+
+def _counts(limits: tuple[str, ...]) -> dict[str, int]:
+    """Return NAME=COUNT options as numbers. Raises UsageError for what is none."""
+    found = {}
+    for text in limits:
+        name, _, count = text.rpartition("=")
+        if not name or not count.isdecimal() or not int(count):
+            raise UsageError(f"--limit {text}: is not NAME=COUNT", next_step="as in --limit device:CHIP=8")
+        found[name] = int(count)
+    return found
 
 
 @click.command()

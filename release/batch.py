@@ -1,0 +1,215 @@
+"""Building many cells at once: one graph over all of them, each piece of work once, and for each cell what became of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from release.build import carry, deliver, ends, push_release, suffices, target_of
+from release.errors import ReleaseError, StageError, UsageError, VerdictError
+from release.grid import grid_for
+from release.house import House
+from release.pipeline import Graph, Task, missing
+from release.schedule import Ledger, Limits
+from release.session import Session
+from release.stages import DISK, HOST_SERVERS, NETWORK, STAGES
+from release.types import JSON, Unknown
+
+CONNECTIONS: Final = 4
+"""Stages that may draw from the network at once."""
+WRITERS: Final = 2
+"""Stages that may write gigabytes at once."""
+REFUSED, FAILED, STANDING, DONE = "refused", "failed", "unreached", "done"
+"""What can become of a cell beside what a release can be: its plan cannot work, a stage of its own failed, one that it shares did, or
+all was done that was asked for."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a cell: a release's state or one of the words above, and for a failure the stage, the reason and the failed key."""
+
+    cell: str
+    state: str
+    stage: str = ""
+    reason: str = ""
+    key: str = ""
+    folder: Path | None = None
+    record: JSON | None = None
+    pushed: str | None = None
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One reason over all cells that it stopped: the failed stage, as the first of them met it."""
+
+    stage: str
+    reason: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a build of many cells came to: a fate a cell, what ran, how many tasks the cells have and how many differ, and seconds."""
+
+    fates: tuple[Fate, ...]
+    ran: tuple[str, ...]
+    wanted: int
+    tasks: int
+    seconds: float
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """The failures, each once with all cells that it stopped, widest first. Equal words of one stage are one cause."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for fate in self.fates:
+            if fate.reason:
+                found.setdefault((fate.stage, fate.reason), []).append(fate.cell)
+        causes = (Cause(stage, reason, tuple(cells)) for (stage, reason), cells in found.items())
+        return tuple(sorted(causes, key=lambda cause: -len(cause.cells)))
+
+    def require(self, least: str) -> None:
+        """Raise StageError if a stage failed, VerdictError if a release is not at least `built` or `validated`."""
+        broken = [fate for fate in self.fates if fate.state in (FAILED, STANDING)]
+        if broken:
+            count = len({(fate.stage, fate.reason) for fate in broken})
+            raise StageError(
+                f"{len(broken)} of {len(self.fates)} cells could not be built, for {count} {'reason' if count == 1 else 'reasons'}",
+                next_step="mend the causes above and run it again: what was finished is kept",
+            )
+        short = [fate.cell for fate in self.fates if fate.record is not None and not suffices(fate.record, least)]
+        if short:
+            raise VerdictError(f"not {least}: {', '.join(short)}", next_step="their evidence lies in their folders' evidence/")
+
+
+def select(house: House, patterns: Iterable[str], fixed: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the ids of the cells that any of the patterns fits (`*/qwen3-*@w8a8`; all where there is none) and the options do.
+
+    `fixed` maps chip, model, precision to what was asked for. Raises UsageError where no cell is left.
+    """
+    wanted = tuple(patterns)
+    found = []
+    for cell, file in house.matrix.cells():
+        fits = {"chip": file.chip, "model": file.model, "precision": cell.partition("@")[2]}
+        if all(value in (None, fits[name]) for name, value in fixed.items()) and (
+            not wanted or any(fnmatchcase(cell, pattern) for pattern in wanted)
+        ):
+            found.append(cell)
+    if not found:
+        asked = ", ".join([*wanted, *(value for value in fixed.values() if value)])
+        raise UsageError(f"no cell fits {asked}", next_step="`release matrix` lists the cells; patterns are as '*/qwen3-*@w8a8'")
+    return tuple(found)
+
+
+def local_limits(house: House, cells: Iterable[str], jobs: int | None, told: Mapping[str, int]) -> Limits:
+    """Return what this machine has: workers, connections, writers, and of each chip the devices that its file says a host has.
+
+    `told` overrides any of them, by the resource's name.
+    """
+    limits = Limits() if jobs is None else Limits(jobs)
+    units = {NETWORK: CONNECTIONS, DISK: WRITERS, HOST_SERVERS: limits.jobs}
+    for chip in {cell.partition("/")[0] for cell in cells}:
+        counts = [device.per_host for device in house.matrix.chip(chip).devices.values()]
+        known = [count for count in counts if not isinstance(count, Unknown) and count is not None]
+        if known:
+            units[f"device:{chip}"] = max(known)
+    return Limits(limits.jobs, units | dict(told))
+
+
+@dataclass
+class _Night:
+    """What the steps of one batch share."""
+
+    house: House
+    least: str
+    dist: Path
+    to: str | None
+    fates: dict[str, Fate] = field(default_factory=dict)
+
+    def sift(self, cells: Sequence[str], until: str | None) -> list[str]:
+        """Return the cells whose plans can work; the fate of the others is told."""
+        kept = []
+        for cell in cells:
+            try:
+                self.house.graph(cell, until)
+                kept.append(cell)
+            except ReleaseError as problem:
+                self.fates[cell] = Fate(cell, REFUSED, "plan", problem.message.removeprefix(f"{cell}: "))
+        return kept
+
+    def judge(self, cell: str, tasks: Graph, ledger: Ledger, until: str | None) -> Fate:
+        """Return what became of a cell; lay it out and push it if it was finished."""
+        keys = [key for (owner, _), key in tasks.of.items() if owner == cell]
+        stopped = [key for key in keys if key in ledger.failed or key in ledger.unreached]
+        if stopped:
+            failed = next(ledger.unreached.get(key, key) for key in stopped)
+            task, problem = tasks.tasks[failed], ledger.failed[failed]
+            state = FAILED if failed in keys else STANDING
+            return Fate(cell, state, task.stage.name, _words(problem, task), failed)
+        if (cell, "publish") not in tasks.of or until not in (None, "publish"):
+            return Fate(cell, DONE)
+        try:
+            folder = deliver(self.house, tasks, cell, self.dist)
+            record: JSON = json.loads((folder / "release.json").read_bytes())
+            sound = suffices(record, self.least)
+            pushed = push_release(folder, target_of(cell, self.to, None)) if self.to and sound else None
+        except ReleaseError as problem:
+            return Fate(cell, FAILED, "publish", problem.message)
+        return Fate(cell, str(record["state"]), folder=folder, record=record, pushed=pushed)
+
+
+def _words(problem: BaseException, task: Task) -> str:
+    """Return why a task failed, without naming its cell: equal causes have equal words."""
+    return problem.message if isinstance(problem, ReleaseError) else f"{type(problem).__name__}: {problem}"
+
+
+def build_all(
+    house: House,
+    cells: Sequence[str],
+    *,
+    until: str | None = None,
+    limits: Limits,
+    dist: Path = Path("dist"),
+    to: str | None = None,
+    least: str = "built",
+    keep_going: bool = True,
+    session: Session | None = None,
+) -> Batch:
+    """Build all `cells` as one graph, up to `until`; lay out each that is finished under `dist`, and push it to the registry `to`.
+
+    With `keep_going` a failure costs only the cells that stand on it; else nothing new starts after the first, and it is in the fates.
+    A cell whose plan is refused is not built. Ctrl-C leaves nothing behind; the next run goes on.
+    """
+    began = time.monotonic()
+    night = _Night(house, least, dist, to)
+    kept = night.sift(cells, until)
+    tasks = house.graph_of(kept, until)
+    wanted = ends(tasks, kept, until)
+    looked_at = missing(tasks, wanted, house.store)
+    progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
+    own = session or Session(house.engine_kind)
+    ledger = carry(house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks))
+    if not keep_going:  # what was left alone stands on the first failure, in a way
+        first = next(iter(ledger.failed), None)
+        left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}
+        ledger.unreached = {**dict.fromkeys(left, str(first)), **ledger.unreached}
+    for cell in kept:
+        night.fates[cell] = night.judge(cell, tasks, ledger, until)
+    fates = tuple(night.fates[cell] for cell in cells)
+    asked = sum(1 for owner, _ in tasks.of if owner in kept)
+    return Batch(fates, tuple(ledger.ran), asked, len(tasks.tasks), time.monotonic() - began)
+
+
+def expected(house: House, tasks: Graph) -> Callable[[Task], float]:
+    """Return how long a task is expected to take, in seconds: as it took last for this cell, else as its stage takes on average here."""
+    took = house.durations({cell for cell, _ in tasks.of})
+    by_stage: dict[str, list[float]] = {}
+    for (_, stage), seconds in took.items():
+        by_stage.setdefault(stage, []).append(seconds)
+    usual = {stage: sum(all_of_it) / len(all_of_it) for stage, all_of_it in by_stage.items()}
+    return lambda task: took.get((task.cell, task.stage.name), usual.get(task.stage.name, 1.0))
