@@ -22,6 +22,8 @@ from release.types.chip import MOST_MEMORY
 
 FLOATS: Final[dict[str, Dtype]] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
+SHARED: Final = ("adapters", "consistency", "accuracy", "documents")
+"""What all precisions of a cell file have alike."""
 MOST_DEVICES: Final = 16384
 """Devices beyond which an option is a slip."""
 
@@ -89,15 +91,14 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
         world_sizes=file.world_sizes if arm.world_sizes is None else arm.world_sizes,
         engine_config={**file.engine_config, **arm.engine_config},
         features=(*file.features, *(feature for feature in arm.features if feature not in file.features)),
-        adapters=file.adapters,
         weights=arm.weights or file.weights,
-        accuracy=file.accuracy,
         trials=file.trials if arm.trials is None else arm.trials,
         reported=file.reported if arm.reported is None else arm.reported,
         conflicts=(*file.conflicts, *arm.conflicts),
-        documents=file.documents,
         note="\n".join(note for note in (file.note, arm.note) if note),
         reference=arm.reference,
+        **{name: getattr(file, name) for name in SHARED},
+        waivers=(*file.waivers, *arm.waivers),
     )
 
 

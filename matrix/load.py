@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 
 from release.errors import MatrixError, UsageError
 from release.matrix import parse
-from release.types import PRECISIONS, Benchmark, CellFile, Chip, Frozen, Model, split_cell
+from release.types import PRECISIONS, Benchmark, CellFile, Chip, Frozen, Model, Precision, split_cell
+from release.types.consistency import Limits, Tolerances
 
 OURS: Final = Path(__file__).parent
 
@@ -111,6 +112,14 @@ class Matrix:
             cell, _ = self.cell_file(chip, model)
             for arm in cell.cells:
                 yield f"{name}@{arm}", cell
+
+    def limits(self, precision: Precision) -> Limits:
+        """Return how far a candidate of a precision may be from its reference. Raises MatrixError where the file does not say."""
+        path = self.file("consistency.yaml")
+        found = _read(path, Tolerances).precisions
+        if precision not in found:
+            raise MatrixError(f"{path}: precisions: does not say {precision}", next_step="say it there, or in the cell's limits")
+        return found[precision]
 
     def file(self, relative: str) -> Path:
         """Return a data file (questions, checkpoint, pins). Raises MatrixError where no folder has it."""

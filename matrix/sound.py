@@ -65,16 +65,17 @@ def checkpoint_of(matrix: Matrix, model: Model, path: Path) -> Iterator[MatrixEr
 
 
 def questions_of(matrix: Matrix, file: CellFile, path: Path) -> Iterator[MatrixError]:
-    """Yield an error where the questions of a cell are not there, or have another digest than the cell says."""
-    if file.accuracy is None:
-        return
-    try:
-        found = digest_of(matrix, file.accuracy.questions, path, "accuracy", "questions")
-    except MatrixError as problem:
-        yield problem
-        return
-    if found != file.accuracy.sha256:
-        here = parse.locate(path, "accuracy", "sha256")
-        yield MatrixError(
-            f"{here}: {file.accuracy.questions} is {found}", next_step="look at what changed in it, then write its digest here"
-        )
+    """Yield an error where the questions or prompts of a cell are not there, or have another digest than the cell says."""
+    asked = (
+        file.accuracy and ("accuracy", "questions", file.accuracy.questions, file.accuracy.sha256),
+        file.consistency and ("consistency", "prompts", file.consistency.prompts, file.consistency.sha256),
+    )
+    for block, key, name, said in filter(None, asked):
+        try:
+            found = digest_of(matrix, name, path, block, key)
+        except MatrixError as problem:
+            yield problem
+            continue
+        if found != said:
+            here = parse.locate(path, block, "sha256")
+            yield MatrixError(f"{here}: {name} is {found}", next_step="look at what changed in it, then write its digest here")

@@ -14,7 +14,7 @@ from release.publish.conversion import conversion_of
 from release.publish.licenses import license_of
 from release.publish.record import FACTS
 from release.templates.render import render
-from release.types import JSON, tag_of
+from release.types import JSON, family, tag_of
 
 Language = Literal["en", "zh"]
 TEMPLATES: Final = {"en": "cards/card.md.j2", "zh": "cards/card_zh.md.j2"}
@@ -48,7 +48,7 @@ def render_card(record: JSON, language: str = "en") -> str:
     if language not in TEMPLATES:
         raise UsageError(f"there is no card in {language!r}", next_step=f"there are: {', '.join(TEMPLATES)}")
     verdicts, model = record["verdicts"], record["model"]
-    checks = [verdict for verdict in verdicts if verdict["name"] != "accuracy"]
+    checks = [verdict for verdict in verdicts if family(verdict["name"]) == "conformance"]
     facts = {**EMPTY, **record.get("plan", {})}
     serve = record["serve"]
     url = f"http://127.0.0.1:{serve['port']}/v1"
@@ -60,6 +60,8 @@ def render_card(record: JSON, language: str = "en") -> str:
         "front": {name: json.dumps(value, ensure_ascii=False) for name, value in front_matter(record).items()},
         "accuracy": next((verdict for verdict in verdicts if verdict["name"] == "accuracy"), None),
         "checks": checks,
+        "layers": [verdict for verdict in verdicts if family(verdict["name"]) == "consistency"],
+        "waivers": record.get("waivers") or [],
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
         "reported": [_as_printed(table) for table in record["reported"]],
         "embeds": model.get("kind") == "embed",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from release import __version__
 from release.oci import link_or_copy, sha256_file
-from release.types import JSON, Concern, Plan, State, Verdict, dump, state_of
+from release.types import JSON, Concern, Plan, State, Verdict, dump, family, state_of
 
 if TYPE_CHECKING:
     from release.pipeline import Work
@@ -17,12 +17,15 @@ SCHEMA: Final = "release-record/1"
 EVIDENCE: Final = (
     ("serve", "server.log"),
     ("conformance", "conformance.json"),
+    ("consistency", "*.jsonl"),
+    ("reference:trace", "trace.json"),
+    ("reference:trace", "*.jsonl"),
     ("accuracy", "samples.jsonl"),
     ("accuracy", "evaluation.json"),
     ("reference:accuracy", "samples.jsonl"),
     ("reference:accuracy", "evaluation.json"),
 )
-"""Raw results behind the verdicts, by the stage that made them."""
+"""Raw results behind the verdicts, by the stage that made them; a star stands for whatever its files are called."""
 CARDS: Final = {"en": "README.md", "zh": "README_zh.md"}
 """The files of the card by its language."""
 FACTS: Final = (
@@ -48,10 +51,19 @@ IMAGE_WORD: Final = "$IMAGE"
 """What stands for the image in the command of a release that is not built: no id exists yet, and none is invented."""
 
 
-def assemble(work: Work) -> JSON:
-    """Return the record of the release whose stage outputs `work` holds, and lay the evidence beside it under evidence/."""
+def verdicts_of(work: Work) -> list[JSON]:
+    """Return every verdict that was reached, as its validator gave it: conformance, consistency, accuracy."""
+    consistency = work.result("consistency", "consistency.json")
+    layers = [{**verdict, "name": f"consistency/{verdict['name']}"} for verdict in (consistency or {}).get("verdicts", ())]
+    return [*work.result("conformance", "conformance.json"), *layers, work.result("compare", "compare.json")]
+
+
+def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
+    """Return the record of the release whose stage outputs `work` holds, and lay the evidence beside it under evidence/.
+
+    `verdicts` are those of the release as its waivers leave them, and `waivers` say what each of them did, in its `outcome`.
+    """
     plan = work.reads["plan"]
-    conformance, comparison = work.result("conformance", "conformance.json"), work.result("compare", "compare.json")
     facts = {need: work.store.facts(key) for need, key in work.task.needs.items()}
     evidence = evidence_files(work.inputs)
     for name, path in evidence.items():
@@ -62,26 +74,19 @@ def assemble(work: Work) -> JSON:
         "made-by": f"release {__version__}",
         "cell": plan["cell"],
         "created": max(str(fact["created"]) for fact in facts.values()),
-        "state": state_from([*conformance, comparison]).value,
+        "state": state_from(verdicts).value,
         "chip": plan["chip"],
         "model": plan["model"],
         "precision": plan["precision"],
         "variant": plan["variant"],
         "engine": plan["engine"],
-        "pins": {
-            "sources": work.result("unpatch", "sources.json"),
-            "git": work.result("unpatch", "git.json"),
-            "wheels": work.result("wheels", "wheels.json"),
-            "base": work.result("base", "base.json"),
-            "checkpoint": plan["model"]["checkpoint"]["files"],
-            "pylock": _digest(work.inputs["render"] / "pylock.toml"),
-            "dockerfile": sha256_file(work.inputs["render"] / "Dockerfile"),
-            "questions": plan["accuracy"] and plan["accuracy"]["sha256"],
-        },
+        "pins": _pins(work, plan),
         "image": work.result("image", "image.json"),
         "weights": work.result("weights", "weights.json"),
         "serve": work.result("serve", "serve.json"),
-        "verdicts": [*conformance, comparison],
+        "verdicts": verdicts,
+        "waivers": waivers,
+        "consistency": work.result("consistency", "consistency.json"),
         "accuracy": {
             "rule": plan["accuracy"],
             "candidate": work.result("accuracy", "accuracy.json"),
@@ -103,6 +108,21 @@ def assemble(work: Work) -> JSON:
             {"stage": need, "key": work.task.needs[need], "seconds": fact.get("seconds"), "created": fact["created"]}
             for need, fact in facts.items()
         ],
+    }
+
+
+def _pins(work: Work, plan: Mapping[str, Any]) -> JSON:
+    """Return what the release was made from, by digest."""
+    return {
+        "sources": work.result("unpatch", "sources.json"),
+        "git": work.result("unpatch", "git.json"),
+        "wheels": work.result("wheels", "wheels.json"),
+        "base": work.result("base", "base.json"),
+        "checkpoint": plan["model"]["checkpoint"]["files"],
+        "pylock": _digest(work.inputs["render"] / "pylock.toml"),
+        "dockerfile": sha256_file(work.inputs["render"] / "Dockerfile"),
+        "questions": plan["accuracy"] and plan["accuracy"]["sha256"],
+        "prompts": plan["consistency"] and plan["consistency"]["sha256"],
     }
 
 
@@ -136,6 +156,7 @@ def planned(
             **dict.fromkeys(("sources", "git", "wheels", "base", "pylock", "dockerfile")),
             "checkpoint": document["model"]["checkpoint"]["files"],
             "questions": plan.accuracy and plan.accuracy.sha256,
+            "prompts": plan.consistency and plan.consistency.sha256,
         },
         "image": None,
         "weights": None,
@@ -151,6 +172,8 @@ def planned(
             "ready-after": None,
         },
         "verdicts": [],
+        "waivers": [{**dump(waiver), "outcome": "planned"} for waiver in plan.waivers],
+        "consistency": None,
         "accuracy": {"rule": document["accuracy"], "candidate": None, "reference": None},
         "reference": plan.reference and {"cell": plan.reference, "serve": None},
         "reported": document["reported"],
@@ -177,15 +200,15 @@ def plan_facts(
 def state_from(verdicts: list[JSON]) -> State:
     """Return what a release is by its record's verdicts. A conformance that looked at nothing blocks it, whatever the rest says."""
     found = tuple(Verdict.model_validate(verdict, strict=False) for verdict in verdicts)
-    return state_of(found if any(verdict.name != "accuracy" for verdict in found) else ())
+    return state_of(found if any(family(verdict.name) == "conformance" for verdict in found) else ())
 
 
 def evidence_files(inputs: Mapping[str, Path]) -> dict[str, Path]:
     """Return the evidence that is there, by the path under which a release carries it."""
     found = {}
-    for stage, name in EVIDENCE:
-        if stage in inputs and (inputs[stage] / name).is_file():
-            found[f"evidence/{stage.replace('reference:', 'reference-')}/{name}"] = inputs[stage] / name
+    for stage, pattern in EVIDENCE:
+        for path in sorted(inputs[stage].glob(pattern)) if stage in inputs else ():
+            found[f"evidence/{stage.replace('reference:', 'reference-')}/{path.name}"] = path
     return found
 
 

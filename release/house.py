@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from release.errors import MatrixError, ReleaseError, UsageError
@@ -62,6 +63,28 @@ def devices_asked(plan: Plan, asked: Asked) -> Iterator[Concern]:
             yield Concern(rule="devices", severity="note", message=text)
 
 
+def _waivers(plan: Plan) -> Iterator[Concern]:
+    """Say which waivers name a verdict that no validator reaches, and which have expired: those block the release."""
+    if not plan.waivers:
+        return
+    from release.validators.conformance import CHECKS, PREFIX
+    from release.validators.consistency import LAYERS
+
+    known = ["accuracy", *(f"consistency/{name}" for name in LAYERS), *(PREFIX + name for name in CHECKS)]
+    for waiver in plan.waivers:
+        if waiver.validator not in known:
+            near = parse.near(waiver.validator, known)
+            yield Concern(
+                rule="waivers",
+                severity="refuse",
+                message=f"a waiver names {waiver.validator!r}, which no validator says{near}",
+                next_step="validators are accuracy, consistency/LAYER and conformance/CHECK: a release's card lists them",
+            )
+        elif date.today() > date.fromisoformat(waiver.expires):
+            text = f"the waiver of {waiver.validator} ({waiver.owner}, {waiver.issue}) expired on {waiver.expires}: it blocks the release"
+            yield Concern(rule="waivers", severity="warn", message=text, next_step="mend what it waives, or leave it out")
+
+
 @dataclass(frozen=True)
 class House:
     """A matrix, a store and an engine kind: all that a command needs."""
@@ -93,7 +116,7 @@ class House:
             if choice.best:
                 plan = plan.model_copy(update={"parallel": choice.best.parallel})
         memory = memory_of(plan, plan.parallel) if plan.parallel and plan.device else None
-        found = [*devices_asked(plan, asked or Asked()), *concerns(plan), *self._absent(plan)]
+        found = [*devices_asked(plan, asked or Asked()), *concerns(plan), *self._absent(plan), *_waivers(plan)]
         if choice and not choice.best:
             found.insert(0, Concern(rule="layout", severity="refuse", message=choice.why))
         return Study(plan, choice, memory, ordered(found), asked or Asked())

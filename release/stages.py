@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Final
 
+from release.consistency import consistency, reads_consistency, reads_trace, trace, unexamined
 from release.matrix.load import Matrix
 from release.matrix.memory import memory_of
 from release.matrix.rules import concerns
@@ -140,11 +142,16 @@ def reads_image(plan: Plan, matrix: Matrix) -> JSON:
 
 
 def card(work: Work) -> str:
-    """Write the record, and the card in both languages from the record."""
+    """Write the record, with the verdicts as the waivers leave them, and the card in both languages from the record."""
     from release.publish.card import render_card
-    from release.publish.record import CARDS, assemble
+    from release.publish.record import CARDS, assemble, verdicts_of
 
-    record = assemble(work)
+    verdicts, waivers = verdicts_of(work), list[JSON]()
+    if work.reads["waivers"]:
+        from release.validators.waivers import settle
+
+        verdicts, waivers = settle(verdicts, work.reads["waivers"], date.fromisoformat(work.reads["day"]))
+    record = assemble(work, verdicts, waivers)
     work.write("release.json", record)
     for language, name in CARDS.items():
         (work.out / name).write_text(render_card(record, language), encoding="utf-8")
@@ -152,7 +159,7 @@ def card(work: Work) -> str:
 
 
 def reads_card(plan: Plan, matrix: Matrix) -> JSON:
-    """The whole plan with what the rules say of it and what a device holds, and the card's templates."""
+    """The whole plan with what the rules say of it and what a device holds, the card's templates, and with waivers the day."""
     from release.publish.card import PARTS, TEMPLATES
     from release.templates.render import sources
 
@@ -162,6 +169,8 @@ def reads_card(plan: Plan, matrix: Matrix) -> JSON:
         "concerns": [dump(concern) for concern in concerns(plan)],
         "memory": memory_of(plan, plan.parallel).facts if plan.parallel and plan.device else None,
         "templates": {name: digest(text) for name, text in templates.items()},
+        "waivers": [dump(waiver) for waiver in plan.waivers],
+        **({"day": date.today().isoformat()} if plan.waivers else {}),
     }
 
 
@@ -203,6 +212,16 @@ STAGES: Final = (
     Stage("image", 2, ("base", "wheels", "unpatch", "render"), reads_image, image, uses=one(DISK)),
     Stage("serve", 1, ("image", "weights"), reads_serve, serve, uses=served_by, on="serve"),
     Stage("conformance", 1, ("image", "weights", "serve"), reads_conformance, conformance, on="serve"),
+    Stage("trace", 1, ("image", "weights", "serve", "conformance"), reads_trace, trace, on="serve"),
+    Stage(
+        "consistency",
+        1,
+        ("image", "weights", "serve", "conformance", "reference:trace"),
+        reads_consistency,
+        consistency,
+        spared=unexamined,
+        on="serve",
+    ),
     Stage("accuracy", 1, ("image", "weights", "serve", "conformance"), reads_accuracy, accuracy, on="serve"),
     Stage("compare", 1, ("accuracy", "reference:accuracy"), reads_compare, compare),
     Stage(
@@ -218,13 +237,16 @@ STAGES: Final = (
             "image",
             "serve",
             "conformance",
+            "consistency",
             "accuracy",
             "compare",
+            "reference:trace",
             "reference:accuracy",
             "reference:serve",
         ),
         reads_card,
         card,
+        unexamined,
     ),
     Stage("publish", 1, ("image", "weights", "card"), reads_publish, publish),
 )

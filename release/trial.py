@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import date
 from typing import TYPE_CHECKING, Final
 
 from release.errors import StageError
@@ -27,7 +28,7 @@ def serve(work: Work) -> str:
             "this cell has no server to validate: what it starts answers one question and ends",
             next_step="build it with --until image; a service that the vendor's table ticks is a feature of the cell",
         )
-    server = _server(work, work.task.key, work.reads)
+    server = server_of(work, work.task.key, work.reads)
     (work.out / "server.log").write_text(server.log())
     work.write("serve.json", {"ready-after": server.ready_after, **launch_facts(work)})
     return f"healthy after {server.ready_after:.1f} s"
@@ -76,7 +77,7 @@ def conformance(work: Work) -> str:
     from release.validators.endpoint import Endpoint
 
     reads = work.reads["serve"]
-    server = _server(work, work.task.needs["serve"], reads)
+    server = server_of(work, work.task.needs["serve"], reads)
     verdicts = check(Endpoint(server.url, reads["model"]), max_model_len=work.reads["max-model-len"], progress=work.line.follow)
     work.write("conformance.json", [dump(verdict) for verdict in verdicts])
     (work.out / "server.log").write_text(server.log())
@@ -103,7 +104,7 @@ def accuracy(work: Work) -> str:
         work.write("accuracy.json", None)
         return "no question set"
     spec = Accuracy.model_validate({**work.reads["accuracy"], "margin": UNUSED_MARGIN})
-    server = _server(work, work.task.needs["serve"], work.reads["serve"])
+    server = server_of(work, work.task.needs["serve"], work.reads["serve"])
     samples = work.partial() / "samples.jsonl"
     summary = evaluate(
         Endpoint(server.url, work.reads["serve"]["model"]),
@@ -124,7 +125,13 @@ def reads_accuracy(plan: Plan, matrix: Matrix) -> JSON:
     return {
         "serve": reads_serve(plan, matrix),
         "accuracy": plan.accuracy and plan.accuracy.model_dump(mode="json", by_alias=True, exclude={"margin"}),
+        **period(plan.accuracy.max_age if plan.accuracy else None),
     }
+
+
+def period(days: int | None) -> JSON:
+    """Return what makes results older than so many days be made anew: the number of the span of days that today lies in."""
+    return {"period": date.today().toordinal() // days} if days else {}
 
 
 def compare(work: Work) -> str:
@@ -155,7 +162,7 @@ def reads_compare(plan: Plan, matrix: Matrix) -> JSON:
     return {"accuracy": plan.accuracy and dump(plan.accuracy), "cell": plan.cell, "reference": plan.reference}
 
 
-def _server(work: Work, key: str, reads: JSON) -> Server:
+def server_of(work: Work, key: str, reads: JSON) -> Server:
     """Return the running server of a serve stage, started if this run has not done so."""
     from release.builders.image import provide_image
     from release.validators import serving

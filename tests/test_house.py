@@ -32,6 +32,7 @@ FLOORS: Final = (
     ("grid",),
     ("sources",),
     ("supply", "trial"),
+    ("consistency",),
     ("stages",),
     ("house", "new"),
     ("build", "doctor", "cards", "convert"),

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import Any, TypeGuard
 
-from release.types import Status, Verdict, Waiver, dump
+from release.types import JSON, Status, Verdict, Waiver, dump
+from release.validators.fingerprint import digest_of
 
 
 def waived(verdicts: Sequence[Verdict], waivers: Sequence[Waiver], today: date) -> tuple[Verdict, ...]:
@@ -20,6 +21,26 @@ def waived(verdicts: Sequence[Verdict], waivers: Sequence[Waiver], today: date) 
     stays, and says that its waiver can go.
     """
     return tuple(_apply(verdict, next((w for w in waivers if concerns(w, verdict)), None), today) for verdict in verdicts)
+
+
+def settle(verdicts: Sequence[JSON], waivers: Sequence[JSON], today: date) -> tuple[list[JSON], list[JSON]]:
+    """Return a record's verdicts as its waivers leave them, and the waivers, each with its `outcome`.
+
+    The outcomes are `applied`, `not needed`, `expired`, `exceeded`, `does not apply`, and `idle` for one that no verdict was reached for.
+    """
+    given = [Waiver.model_validate(waiver) for waiver in waivers]
+    before = [Verdict.model_validate(verdict, strict=False) for verdict in verdicts]
+    after = waived(before, given, today)
+    outcomes = {
+        digest_of(verdict.figures["waiver"] | {"outcome": "", "without": ""}): verdict.figures["waiver"]["outcome"]
+        for verdict in after
+        if "waiver" in verdict.figures
+    }
+    told = [
+        {**dump(waiver), "outcome": outcomes.get(digest_of(dump(waiver) | {"outcome": "", "without": ""}), "idle")}
+        for waiver in given
+    ]
+    return [dump(verdict) for verdict in after], told
 
 
 def idle(verdicts: Iterable[Verdict], waivers: Sequence[Waiver]) -> tuple[Waiver, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from release.show.text import MARKS, as_document, bare, text
+from release.types import family
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
     stages = f"{count} {'stage' if count == 1 else 'stages'} ran" if count else "nothing had to run"
     if record is None:
         return f"{result.cell}: {stages}, {result.seconds:.2f} s"
-    checks = [verdict for verdict in record["verdicts"] if verdict["name"] != "accuracy"]
+    checks = [verdict for verdict in record["verdicts"] if family(verdict["name"]) == "conformance"]
     passed = sum(verdict["status"] == "PASSED" for verdict in checks)
     unpacked = sum(layer["unpacked"] for layer in record["image"]["layers"])
     packed = sum(layer["bytes"] for layer in record["image"]["layers"])
@@ -47,7 +48,7 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
     worst = next((s for s in ("FAILED", "INCONCLUSIVE", "SKIPPED", "PASSED") if s in {v["status"] for v in checks}), "FAILED")
     table.add_row("conformance", f"{MARKS[worst]}  {passed} of {len(checks)} checks")
     for verdict in record["verdicts"]:
-        if verdict["name"] == "accuracy" or verdict["status"] != "PASSED":
+        if family(verdict["name"]) != "conformance" or verdict["status"] != "PASSED":
             finding = verdict["figures"].get("finding")
             table.add_row(
                 escape(verdict["name"]),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from release.types.chip import Access, Base, Container, Count
+from release.types.consistency import Examination
 from release.types.words import (
     Argument,
     ByteSize,
@@ -25,6 +26,7 @@ from release.types.words import (
     matching,
 )
 
+VERDICT: Final = re.compile(r"[a-z][a-z0-9-]{0,60}(/[^\s/][^\n/]{0,80})?")
 DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -153,7 +155,8 @@ class Accuracy(Frozen):
     """A question set and the rule of its verdict.
 
     Each question is asked `repeats` times, each time with a seed of its own: worth while at a temperature above 0. `margin` is
-    the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points).
+    the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points). `max-age` is how many days answers
+    may be used, on either side, before they are asked for anew.
     """
 
     questions: RelativePath
@@ -165,6 +168,7 @@ class Accuracy(Frozen):
     seed: int = 0
     repeats: int = Field(default=1, ge=1, le=1000)
     concurrency: int = Field(default=32, ge=1, le=1024)
+    max_age: int | None = Field(default=None, ge=1)
 
 
 class Trial(Frozen):
@@ -212,11 +216,12 @@ def _day(value: str) -> str:
 class Waiver(Frozen):
     """A verdict that is let pass for a while, by somebody, for a reason, and not beyond a bound.
 
-    `validator` is the verdict's name, `benchmark` the one of several. `bound` stands in for the margin, in its unit (for accuracy a share:
+    `validator` is the verdict's name (`accuracy`, `consistency/decoding`), `benchmark` the one of several. `bound` stands in for the
+    margin, in its unit (for accuracy a share:
     0.05 = 5 points); none where the validator measures nothing. `expires` is the last day that it holds, as 2026-12-31.
     """
 
-    validator: Slug
+    validator: Annotated[str, matching(VERDICT, "the name of a verdict, as accuracy or consistency/decoding")]
     benchmark: Slug | None = None
     bound: float | None = Field(default=None, gt=0)
     reason: str = Field(min_length=8)
@@ -245,6 +250,7 @@ class Arm(Frozen):
     features: tuple[Slug, ...] = ()
     trials: tuple[Trial, ...] | None = None
     reported: tuple[Reported, ...] | None = None
+    waivers: tuple[Waiver, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     note: str = ""
 
@@ -273,9 +279,11 @@ class CellFile(Frozen):
     features: tuple[Slug, ...] = ()
     adapters: dict[str, str] = {}
     weights: Weights | None = None
+    consistency: Examination | None = None
     accuracy: Accuracy | None = None
     trials: tuple[Trial, ...] = ()
     reported: tuple[Reported, ...] = ()
+    waivers: tuple[Waiver, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     documents: tuple[str, ...] = ()
     note: str = ""

@@ -47,6 +47,7 @@ class Examination(Frozen):
     with the `top` most likely tokens of each position, `concurrency` at once. `floor` answers are repeated one at a time, to see
     what the reference differs from itself. `patience` (seconds) is for one request, `within` for a layer. `context` is what the
     candidate must serve at least, in tokens: as much as the reference where it is not said. `limits` replaces those of the precision.
+    `max-age` is how many days a trace may be used, before it is recorded anew.
     """
 
     prompts: RelativePath
@@ -63,6 +64,7 @@ class Examination(Frozen):
     within: float = Field(default=1800.0, gt=0)
     context: int | None = Field(default=None, gt=0)
     limits: Limits | None = None
+    max_age: int | None = Field(default=None, ge=1)
 
 
 class Consistency(Frozen):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from release.types.cell import Accuracy, Conflict, Parallel, Reported, Serve, Source, Trial, Weights
+from release.types.cell import Accuracy, Conflict, Parallel, Reported, Serve, Source, Trial, Waiver, Weights
 from release.types.chip import Base, Chip, Container, Device, Python
+from release.types.consistency import Examination
 from release.types.model import Model
 from release.types.words import Digest, Dtype, Frozen, Precision, RelativePath, Slug, Unknown, Version, split_cell, tag_of
 
@@ -52,6 +53,8 @@ class Plan(Frozen):
     documents: tuple[str, ...]
     note: str
     reference: str | None
+    consistency: Examination | None = None
+    waivers: tuple[Waiver, ...] = ()
 
     @property
     def served_model_name(self) -> str:

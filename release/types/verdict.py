@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from release.types.words import Frozen
 
@@ -26,6 +26,16 @@ class Verdict(Frozen):
     wanted: str
     reason: str
     figures: dict[str, Any] = {}
+
+
+FAMILIES: Final = ("accuracy", "consistency", "performance", "operators")
+"""Validators whose verdicts are named `FAMILY` or `FAMILY/…`; every other verdict is one of conformance."""
+
+
+def family(name: str) -> str:
+    """Return which validator a verdict of this name comes from."""
+    first = name.partition("/")[0]
+    return first if first in FAMILIES else "conformance"
 
 
 class State(StrEnum):

@@ -115,8 +115,18 @@ RECORD: Final[dict[str, Any]] = {
     "verdicts": [
         _verdict("models lists the served model", "PASSED", "pebble-7b", "pebble-7b"),
         _verdict("stop ends an answer", "PASSED", "a|b <script>alert(1)</script>\nc", "stop & length"),
+        _verdict(
+            "consistency/identity", "PASSED", "5 files say the same", "the reference's files", finding="CONSISTENT", seconds=0.7
+        ),
+        _verdict("consistency/scoring", "PASSED", "KL ≥ 0.0002 nats", "KL ≤ 0.002", finding="CONSISTENT", seconds=20.5),
         _verdict("accuracy", "PASSED", "-0.40 points", "above -2.00 points", finding="CONSISTENT"),
     ],
+    "waivers": [],
+    "consistency": {
+        **{"finding": "CONSISTENT", "caught-by": None, "seconds": 21.2, "reference": digest("4")},
+        "limits": {"kl": 0.002, "calibrated": "made up, for tests"},
+        "verdicts": [],
+    },
     "accuracy": {
         "rule": {"questions": "questions/few.jsonl", "grader": "final-integer", "temperature": 0.0, "max-tokens": 16},
         "candidate": {"n": 1000, "correct": 917, "wrong": 83, "failed": 0, "truncated": 0, "interval": [0.8982, 0.9326]},

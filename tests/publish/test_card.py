@@ -489,3 +489,30 @@ def test_a_literal_is_the_same_text_in_json_and_in_python(text: str) -> None:
 def test_a_state_that_nobody_knows_has_no_card() -> None:
     with pytest.raises(TemplateError):
         render_card(record(state="perfect"))
+
+
+WAIVED = {
+    **{
+        "validator": "consistency/scoring",
+        "benchmark": None,
+        "bound": None,
+        "reason": "a kernel is being fixed",
+        "owner": "someone",
+    },
+    **{"issue": "#42", "expires": "2026-12-31", "outcome": "applied"},
+}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_waiver_stands_on_the_card_with_what_the_verdict_would_have_been(language: str) -> None:
+    made = record(waivers=[WAIVED], state="built")
+    verdict = next(each for each in made["verdicts"] if each["name"] == "consistency/scoring")
+    verdict |= {
+        "status": "SKIPPED",
+        "reason": "would have been DIFFERENT (FAILED) without this waiver: a kernel is being fixed",
+        "figures": {"finding": "DIFFERENT", "waiver": WAIVED},
+    }
+    text = render_card(made, language)
+    assert "would have been DIFFERENT (FAILED) without this waiver" in text
+    assert "| consistency/scoring | **applied** | – | a kernel is being fixed | someone, #42 | 2026-12-31 |" in text
+    assert "consistency/scoring" not in render_card(record(), language)

@@ -15,7 +15,8 @@ from release.oci import sha256
 from release.pipeline import Stage, Task, Work
 from release.progress import Line
 from release.publish.card import render_card
-from release.publish.record import IMAGE_WORD, assemble, evidence_files, plan_facts, planned
+from release.publish.record import IMAGE_WORD, evidence_files, plan_facts, planned, verdicts_of
+from release.publish.record import assemble as assemble_with
 from release.session import Session
 from release.store import Store
 from release.types import JSON, Concern, dump
@@ -26,7 +27,7 @@ ACCURATE = {**PASSED, "name": "accuracy", "figures": {"finding": "CONSISTENT"}}
 SAMPLES = b'{"id": "add-0001"}\n'
 
 
-def outputs(conformance: list[JSON], compare: JSON) -> dict[str, dict[str, Any]]:
+def outputs(conformance: list[JSON], compare: JSON, consistency: JSON | None = None) -> dict[str, dict[str, Any]]:
     """Return the files that each stage leaves, by stage and name."""
     made = record()
     arm = made["accuracy"]["candidate"]
@@ -41,6 +42,7 @@ def outputs(conformance: list[JSON], compare: JSON) -> dict[str, dict[str, Any]]
         "serve": {"serve.json": made["serve"], "server.log": b"INFO up\n"},
         "conformance": {"conformance.json": conformance},
         "accuracy": {"accuracy.json": arm, "samples.jsonl": SAMPLES, "evaluation.json": {}},
+        "consistency": {"consistency.json": consistency, "scores.jsonl": b"{}\n"},
         "compare": {"compare.json": compare},
         "reference:accuracy": {"accuracy.json": arm, "samples.jsonl": b"reference\n"},
         "reference:serve": {"serve.json": {"port": 8000}},
@@ -68,6 +70,11 @@ def work(tmp_path: Path, files: dict[str, dict[str, Any]], cell: str = CANDIDATE
     return Work(task, inputs, out, scratch, matrix, store, cast(Session, None), cast(Line, None))
 
 
+def assemble(given: Work) -> JSON:
+    """Return the record of a release without waivers."""
+    return assemble_with(given, verdicts_of(given), [])
+
+
 def test_the_record_holds_what_the_stages_found(tmp_path: Path) -> None:
     files = outputs([PASSED], ACCURATE)
     made = assemble(work(tmp_path, files))
@@ -84,7 +91,7 @@ def test_the_record_holds_what_the_stages_found(tmp_path: Path) -> None:
 
 
 def test_the_record_is_as_old_as_the_youngest_thing_in_it(tmp_path: Path) -> None:
-    assert assemble(work(tmp_path, outputs([PASSED], ACCURATE)))["created"] == "2026-11-20T10:00:12+00:00"
+    assert assemble(work(tmp_path, outputs([PASSED], ACCURATE)))["created"] == "2026-11-20T10:00:13+00:00"
 
 
 def test_evidence_lies_beside_the_record_and_is_named_by_digest(tmp_path: Path) -> None:
@@ -93,6 +100,7 @@ def test_evidence_lies_beside_the_record_and_is_named_by_digest(tmp_path: Path) 
     assert set(evidence) == {
         "evidence/serve/server.log",
         "evidence/conformance/conformance.json",
+        "evidence/consistency/scores.jsonl",
         "evidence/accuracy/samples.jsonl",
         "evidence/accuracy/evaluation.json",
         "evidence/reference-accuracy/samples.jsonl",
@@ -101,6 +109,28 @@ def test_evidence_lies_beside_the_record_and_is_named_by_digest(tmp_path: Path) 
         data = (given.out / name).read_bytes()
         assert (file["sha256"], file["bytes"]) == (sha256(data), len(data))
     assert (given.out / "evidence/accuracy/samples.jsonl").read_bytes() == SAMPLES
+
+
+LAYER = {**PASSED, "name": "scoring", "figures": {"finding": "CONSISTENT"}}
+
+
+def test_every_layer_of_the_consistency_check_is_a_verdict_of_the_release(tmp_path: Path) -> None:
+    different = {**LAYER, "status": "FAILED", "figures": {"finding": "DIFFERENT"}}
+    found = {"finding": "DIFFERENT", "caught-by": "scoring", "verdicts": [{**LAYER, "name": "identity"}, different]}
+    made = assemble(work(tmp_path, outputs([PASSED], ACCURATE, found)))
+    assert [verdict["name"] for verdict in made["verdicts"]] == [
+        "models",
+        "consistency/identity",
+        "consistency/scoring",
+        "accuracy",
+    ]
+    assert made["state"] == "blocked"
+    assert made["consistency"] == found
+
+
+def test_a_consistency_check_alone_looks_at_too_little_for_a_release(tmp_path: Path) -> None:
+    made = assemble(work(tmp_path, outputs([], ACCURATE, {"finding": "CONSISTENT", "verdicts": [LAYER]})))
+    assert made["state"] == "blocked"
 
 
 def test_evidence_that_no_stage_left_is_not_named(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,10 @@ from command import CELL, Answer, Running, done_stages, release
 from distribution import Distribution
 from huggingface_hub import ModelCard
 
-from release.containers import Engine, connect
+from release.containers import Engine
 from release.oci import Layout
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that nobody has used."""
-    return Path(os.environ.get("RELEASE_TEST_STORE") or tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder."""
-    return tmp_path_factory.mktemp("place")
-
-
-@pytest.fixture(scope="session")
-def built(store: Path, place: Path) -> Answer:
-    """The cell, built once for all tests of this file."""
-    answer = release("--engine", "docker", "build", *CELL, "--json", store=store, cwd=place)
-    assert answer.status == 0, answer.err
-    return answer
-
-
-@pytest.fixture(scope="session")
-def folder(built: Answer, place: Path) -> Path:
-    return place / "dist" / "cpu" / "tiny-qwq" / "bf16"
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with connect("docker") as answering:
-        yield answering
 
 
 def change(path: Path, *place: str | int, value: Any) -> None:
@@ -85,6 +53,11 @@ def test_the_cell_is_validated_and_laid_out(built: Answer, folder: Path) -> None
     assert {v["status"] for v in record["verdicts"]} == {"PASSED"} and len(record["verdicts"]) > 15
     accuracy = next(v for v in record["verdicts"] if v["name"] == "accuracy")
     assert accuracy["figures"]["finding"] == "CONSISTENT"
+    assert record["consistency"]["finding"] == "CONSISTENT" and record["consistency"]["caught-by"] is None
+    layers = [v["name"] for v in record["verdicts"] if v["name"].startswith("consistency/")]
+    assert layers == [f"consistency/{name}" for name in ("identity", "scoring", "decoding", "sampling")]
+    scoring = next(v for v in record["verdicts"] if v["name"] == "consistency/scoring")
+    assert scoring["figures"]["tokens"] >= 50_000
     for side in ("candidate", "reference"):
         assert record["accuracy"][side]["n"] == 1000
         assert 0.9 <= record["accuracy"][side]["correct"] / 1000 <= 0.98, "the model sits at the ceiling or on the floor"
@@ -94,6 +67,8 @@ def test_the_cell_is_validated_and_laid_out(built: Answer, folder: Path) -> None
         "lock.json",
         "README.md",
         "evidence/accuracy/samples.jsonl",
+        "evidence/consistency/scores.jsonl",
+        "evidence/reference-trace/trace.json",
         "evidence/serve/server.log",
     ):
         assert (folder / name).stat().st_size > 0, name
@@ -153,7 +128,7 @@ def test_a_second_build_changes_nothing(built: Answer, folder: Path, store: Path
 def test_the_reference_can_be_released_too_and_is_not_called_validated(built: Answer, store: Path, place: Path) -> None:
     answer = release("build", *CELL, "--precision", "fp32", "--json", store=store, cwd=place)
     assert answer.status == 0, answer.err
-    assert {line.split(": ")[1] for line in answer.document["ran"]} == {"compare", "card", "publish"}
+    assert {line.split(": ")[1] for line in answer.document["ran"]} == {"consistency", "compare", "card", "publish"}
     record = answer.document["record"]
     assert record["state"] == "built" and record["verdicts"][-1]["status"] == "SKIPPED"
     assert record["image"] == built.document["record"]["image"]
@@ -172,7 +147,7 @@ def test_one_serving_argument_reruns_only_what_depends_on_it(built: Answer, over
     change(overlay / "cells/cpu/tiny-qwq.yaml", "cells", "bf16", "serve", "args", "max-num-seqs", value=48)
     plan = release("--matrix", str(overlay), "plan", *CELL, "--json", store=store).document
     running = {row["stage"]: row["why"] for row in plan["stages"] if not row["cached"]}
-    assert set(running) == {"serve", "conformance", "accuracy", "compare", "card", "publish"}
+    assert set(running) == {"serve", "conformance", "consistency", "accuracy", "compare", "card", "publish"}
     assert "serve.args.max-num-seqs: 64 → 48" in running["serve"]
     again = release("--matrix", str(overlay), "build", *CELL, "--json", store=store, cwd=tmp_path)
     assert again.status == 0, again.err

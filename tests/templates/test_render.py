@@ -304,7 +304,7 @@ def test_the_front_matter_is_what_model_hubs_read() -> None:
 
 def test_every_number_of_the_cards_tables_is_the_records() -> None:
     made = record()
-    facts, results, checks, _, _, _, built, checkpoint, weights, wheels, evidence, _ = tables(render_card(made))
+    facts, results, layers, checks, _, _, _, built, checkpoint, weights, wheels, evidence, _ = tables(render_card(made))
     assert ["Image", f"`{made['image']['manifest']['digest']}`"] in facts
     assert ["Image id", f"`{made['image']['config']}`"] in facts
     assert results == [
@@ -320,6 +320,8 @@ def test_every_number_of_the_cards_tables_is_the_records() -> None:
         for side, name in (("candidate", made["cell"]), ("reference", made["reference"]["cell"]))
         for arm in [made["accuracy"][side]]
     ]
+    consistency = [verdict for verdict in made["verdicts"] if verdict["name"].startswith("consistency/")]
+    assert [row[2:] for row in layers] == [[v["measured"], v["wanted"], str(v["figures"]["seconds"])] for v in consistency]
     assert len(checks) == 2
     assert ["Dockerfile", f"`{made['pins']['dockerfile']}`"] in built
     assert ["Patch", f"`0001-version.patch` `{digest('5')}`"] in built

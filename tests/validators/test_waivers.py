@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from release.types import State, Status, Verdict, Waiver, state_of
+from release.types import State, Status, Verdict, Waiver, dump, state_of
 from release.validators.verdicts import Plan, judge_pairs
-from release.validators.waivers import idle, waived
+from release.validators.waivers import idle, settle, waived
 
 TODAY = date(2026, 11, 20)
 WAIVER: dict[str, Any] = {
@@ -105,3 +105,24 @@ def test_a_stated_loss_comes_before_an_interval() -> None:
 def test_a_waiver_without_reason_owner_issue_or_end_is_none(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         waiver(**changes)
+
+
+def test_a_record_s_waivers_are_told_with_what_each_of_them_did() -> None:
+    given = [
+        dump(waiver()),
+        dump(waiver(benchmark="mmlu")),
+        dump(waiver(validator="consistency/decoding", bound=None, benchmark=None)),
+    ]
+    layer = {"name": "consistency/decoding", "status": "FAILED", "measured": "", "wanted": "", "reason": "far", "figures": {}}
+    verdicts, told = settle([dump(regressed()), layer], given, TODAY)
+    assert [one["outcome"] for one in told] == ["applied", "idle", "applied"]
+    assert [verdict["status"] for verdict in verdicts] == ["SKIPPED", "SKIPPED"]
+    assert verdicts[1]["reason"].startswith("would have been FAILED (FAILED) without this waiver")
+    _, late = settle([dump(regressed())], given[:1], date(2027, 1, 1))
+    assert late[0]["outcome"] == "expired"
+
+
+@pytest.mark.parametrize("name", ["", "Accuracy", "accuracy/", "a b", "consistency/a/b", "consistency/\n"])
+def test_what_is_no_verdict_s_name_cannot_be_waived(name: str) -> None:
+    with pytest.raises(ValidationError):
+        waiver(validator=name)
