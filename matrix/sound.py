@@ -66,11 +66,12 @@ def checkpoint_of(matrix: Matrix, model: Model, path: Path) -> Iterator[MatrixEr
 
 def questions_of(matrix: Matrix, file: CellFile, path: Path) -> Iterator[MatrixError]:
     """Yield an error where the questions or prompts of a cell are not there, or have another digest than the cell says."""
-    asked = (
-        file.accuracy and ("accuracy", "questions", file.accuracy.questions, file.accuracy.sha256),
-        file.consistency and ("consistency", "prompts", file.consistency.prompts, file.consistency.sha256),
-    )
-    for block, key, name, said in filter(None, asked):
+    asked: list[tuple[str, str, str, str]] = []
+    if file.accuracy:
+        asked.append(("accuracy", "questions", file.accuracy.questions, file.accuracy.sha256))
+    if file.consistency:
+        asked.append(("consistency", "prompts", file.consistency.prompts, file.consistency.sha256))
+    for block, key, name, said in asked:
         try:
             found = digest_of(matrix, name, path, block, key)
         except MatrixError as problem:
