@@ -99,6 +99,8 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
         reference=arm.reference,
         **{name: getattr(file, name) for name in SHARED},
         waivers=(*file.waivers, *arm.waivers),
+        performance=arm.performance or file.performance,
+        operators=arm.operators or file.operators,
     )
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from math import prod
+from statistics import median
 from typing import Any, Final, Literal
 
 from release.errors import UsageError
@@ -15,6 +16,7 @@ from release.publish.licenses import license_of
 from release.publish.record import FACTS
 from release.templates.render import render
 from release.types import JSON, family, tag_of
+from release.types.performance import METRICS, TAIL
 
 Language = Literal["en", "zh"]
 TEMPLATES: Final = {"en": "cards/card.md.j2", "zh": "cards/card_zh.md.j2"}
@@ -62,6 +64,8 @@ def render_card(record: JSON, language: str = "en") -> str:
         "checks": checks,
         "layers": [verdict for verdict in verdicts if family(verdict["name"]) == "consistency"],
         "waivers": record.get("waivers") or [],
+        "loads": loads_of(record.get("performance")),
+        "judged": [verdict for verdict in verdicts if family(verdict["name"]) in ("performance", "operators")],
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
         "reported": [_as_printed(table) for table in record["reported"]],
         "embeds": model.get("kind") == "embed",
@@ -95,6 +99,35 @@ def render_card(record: JSON, language: str = "en") -> str:
         "download": _download(model.get("checkpoint") or {}, facts["weights"]),
     }
     return tidy(render(TEMPLATES[language], values))
+
+
+def loads_of(performance: JSON | None) -> list[JSON]:
+    """Return each measured load as a row of text: medians of the repeats, the span of the throughput, and no tail of too few requests."""
+    rows = []
+    for point in (performance or {}).get("points", ()):
+        runs = point["runs"]
+        rates = sorted(run["output-tokens-per-second"] for run in runs)
+        row = {
+            "load": f"{point['input-tokens']} + {point['output-tokens']}",
+            "concurrency": str(point["concurrency"]),
+            "rate": f"{median(rates):.0f} [{rates[0]:.0f}, {rates[-1]:.0f}]",
+            "requests": f"{median(run['requests-per-second'] for run in runs):.2f}",
+            "failed": f"{sum(run['failed'] for run in runs)} of {sum(run['failed'] + run['completed'] for run in runs)}",
+            "goodput": f"{median(run['goodput'] for run in runs):.2f}"
+            if all(run["goodput"] is not None for run in runs)
+            else "–",
+        }
+        tail = min(run["completed"] for run in runs) >= TAIL
+        for metric in METRICS:
+            known = [run[metric] for run in runs if run[metric]]
+            ranks = ["p50", "p90", *(["p99"] if tail else [])]
+            row[metric] = " / ".join(
+                f"{median(run[rank] for run in known):.1f}"
+                for rank in ranks
+                if known and all(run[rank] is not None for run in known)
+            )
+        rows.append({"tail": tail, **row})
+    return rows
 
 
 def arm(record: JSON) -> str:

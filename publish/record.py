@@ -22,6 +22,7 @@ EVIDENCE: Final = (
     ("reference:trace", "*.jsonl"),
     ("accuracy", "samples.jsonl"),
     ("accuracy", "evaluation.json"),
+    ("performance", "*-*-*-*.json"),
     ("reference:accuracy", "samples.jsonl"),
     ("reference:accuracy", "evaluation.json"),
 )
@@ -52,10 +53,11 @@ IMAGE_WORD: Final = "$IMAGE"
 
 
 def verdicts_of(work: Work) -> list[JSON]:
-    """Return every verdict that was reached, as its validator gave it: conformance, consistency, accuracy."""
+    """Return every verdict that was reached, as its validator gave it: conformance, consistency, accuracy, performance, operators."""
     consistency = work.result("consistency", "consistency.json")
     layers = [{**verdict, "name": f"consistency/{verdict['name']}"} for verdict in (consistency or {}).get("verdicts", ())]
-    return [*work.result("conformance", "conformance.json"), *layers, work.result("compare", "compare.json")]
+    judged = work.result("judge", "judged.json")
+    return [*work.result("conformance", "conformance.json"), *layers, work.result("compare", "compare.json"), *judged]
 
 
 def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
@@ -87,6 +89,7 @@ def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
         "verdicts": verdicts,
         "waivers": waivers,
         "consistency": work.result("consistency", "consistency.json"),
+        "performance": work.result("performance", "performance.json"),
         "accuracy": {
             "rule": plan["accuracy"],
             "candidate": work.result("accuracy", "accuracy.json"),
@@ -174,6 +177,7 @@ def planned(
         "verdicts": [],
         "waivers": [{**dump(waiver), "outcome": "planned"} for waiver in plan.waivers],
         "consistency": None,
+        "performance": None,
         "accuracy": {"rule": document["accuracy"], "candidate": None, "reference": None},
         "reference": plan.reference and {"cell": plan.reference, "serve": None},
         "reported": document["reported"],

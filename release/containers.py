@@ -151,6 +151,14 @@ class Engine:
             return bytes(self.client.logs(container)).decode(errors="replace")
         return ""
 
+    def execute(self, container: str, argv: Sequence[str]) -> tuple[int, str, str]:
+        """Run a command in a running container; return its exit status, what it wrote to stdout, and to stderr."""
+        with refusals(f"container {container}"):
+            made = self.client.exec_create(container, list(argv))["Id"]
+            out, err = self.client.exec_start(made, demux=True)
+            status = self.client.exec_inspect(made)["ExitCode"]
+        return int(status), (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace")
+
     def remove(self, container: str) -> None:
         """Stop and remove a container, if it is there."""
         with contextlib.suppress(docker.errors.NotFound):

@@ -70,7 +70,8 @@ def _waivers(plan: Plan) -> Iterator[Concern]:
     from release.validators.conformance import CHECKS, PREFIX
     from release.validators.consistency import LAYERS
 
-    known = ["accuracy", *(f"consistency/{name}" for name in LAYERS), *(PREFIX + name for name in CHECKS)]
+    known = ["accuracy", "performance/reference", "performance/last", "operators/proof"]
+    known += [*(f"consistency/{name}" for name in LAYERS), *(PREFIX + name for name in CHECKS)]
     for waiver in plan.waivers:
         if waiver.validator not in known:
             near = parse.near(waiver.validator, known)
@@ -78,7 +79,7 @@ def _waivers(plan: Plan) -> Iterator[Concern]:
                 rule="waivers",
                 severity="refuse",
                 message=f"a waiver names {waiver.validator!r}, which no validator says{near}",
-                next_step="validators are accuracy, consistency/LAYER and conformance/CHECK: a release's card lists them",
+                next_step="there are accuracy, consistency/LAYER, performance/…, operators/proof, conformance/CHECK: a card lists them",
             )
         elif date.today() > date.fromisoformat(waiver.expires):
             text = f"the waiver of {waiver.validator} ({waiver.owner}, {waiver.issue}) expired on {waiver.expires}: it blocks the release"

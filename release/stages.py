@@ -10,6 +10,7 @@ from release.consistency import consistency, reads_consistency, reads_trace, tra
 from release.matrix.load import Matrix
 from release.matrix.memory import memory_of
 from release.matrix.rules import concerns
+from release.measure import judge, performance, reads_judge, reads_performance, ungated
 from release.pipeline import Stage, Work, digest
 from release.supply import (
     base,
@@ -224,6 +225,8 @@ STAGES: Final = (
     ),
     Stage("accuracy", 1, ("image", "weights", "serve", "conformance"), reads_accuracy, accuracy, on="serve"),
     Stage("compare", 1, ("accuracy", "reference:accuracy"), reads_compare, compare),
+    Stage("performance", 1, ("image", "weights", "serve", "conformance"), reads_performance, performance, on="serve"),
+    Stage("judge", 1, ("conformance", "performance", "reference:performance"), reads_judge, judge, ungated),
     Stage(
         "card",
         1,
@@ -240,6 +243,8 @@ STAGES: Final = (
             "consistency",
             "accuracy",
             "compare",
+            "performance",
+            "judge",
             "reference:trace",
             "reference:accuracy",
             "reference:serve",

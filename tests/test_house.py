@@ -32,7 +32,7 @@ FLOORS: Final = (
     ("grid",),
     ("sources",),
     ("supply", "trial"),
-    ("consistency",),
+    ("consistency", "measure"),
     ("stages",),
     ("house", "new"),
     ("build", "doctor", "cards", "convert"),

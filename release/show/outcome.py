@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -54,6 +55,14 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
                 escape(verdict["name"]),
                 f"{MARKS[verdict['status']]}{f' {finding}' if finding else ''}  {escape(verdict['measured'])}",
             )
+    if performance := record.get("performance"):
+        points = [
+            (statistics.median(run["output-tokens-per-second"] for run in point["runs"]), point)
+            for point in performance["points"]
+        ]
+        rate, best = max(points, key=lambda pair: pair[0])
+        load = f"{best['input-tokens']} + {best['output-tokens']} tokens, {best['concurrency']} in flight"
+        table.add_row("performance", f"measured  {rate:.0f} output tokens/s at {load}, median of {len(best['runs'])}")
     table.add_row("card", str((result.folder or _nowhere()) / "README.md"))
     if result.pushed:
         table.add_row("pushed", result.pushed)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from release.types.chip import Access, Base, Container, Count
 from release.types.consistency import Examination
+from release.types.performance import Load
 from release.types.words import (
     Argument,
     ByteSize,
@@ -171,6 +172,18 @@ class Accuracy(Frozen):
     max_age: int | None = Field(default=None, ge=1)
 
 
+class Operators(Frozen):
+    """What a cell claims of its operators: which library serves them, and the line of the server's log (a regular expression) that proves it.
+
+    `env` is the switch that turns it on, as the server's environment has it; the same image without it runs the native operators.
+    """
+
+    library: Slug
+    env: Environment
+    proof: str = Field(min_length=4, max_length=400)
+    source: str = ""
+
+
 class Trial(Frozen):
     """An accuracy or performance run that the engine brings with it: a data set by the engine's name, or pairs of input and output tokens."""
 
@@ -251,6 +264,8 @@ class Arm(Frozen):
     trials: tuple[Trial, ...] | None = None
     reported: tuple[Reported, ...] | None = None
     waivers: tuple[Waiver, ...] = ()
+    performance: Load | None = None
+    operators: Operators | None = None
     conflicts: tuple[Conflict, ...] = ()
     note: str = ""
 
@@ -281,6 +296,8 @@ class CellFile(Frozen):
     weights: Weights | None = None
     consistency: Examination | None = None
     accuracy: Accuracy | None = None
+    performance: Load | None = None
+    operators: Operators | None = None
     trials: tuple[Trial, ...] = ()
     reported: tuple[Reported, ...] = ()
     waivers: tuple[Waiver, ...] = ()

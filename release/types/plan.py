@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from release.types.cell import Accuracy, Conflict, Parallel, Reported, Serve, Source, Trial, Waiver, Weights
+from release.types.cell import Accuracy, Conflict, Operators, Parallel, Reported, Serve, Source, Trial, Waiver, Weights
 from release.types.chip import Base, Chip, Container, Device, Python
 from release.types.consistency import Examination
 from release.types.model import Model
+from release.types.performance import Load
 from release.types.words import Digest, Dtype, Frozen, Precision, RelativePath, Slug, Unknown, Version, split_cell, tag_of
 
 
@@ -55,6 +56,8 @@ class Plan(Frozen):
     reference: str | None
     consistency: Examination | None = None
     waivers: tuple[Waiver, ...] = ()
+    performance: Load | None = None
+    operators: Operators | None = None
 
     @property
     def served_model_name(self) -> str:

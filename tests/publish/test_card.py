@@ -516,3 +516,33 @@ def test_a_waiver_stands_on_the_card_with_what_the_verdict_would_have_been(langu
     assert "would have been DIFFERENT (FAILED) without this waiver" in text
     assert "| consistency/scoring | **applied** | – | a kernel is being fixed | someone, #42 | 2026-12-31 |" in text
     assert "consistency/scoring" not in render_card(record(), language)
+
+
+def _measured(completed: int) -> dict[str, Any]:
+    latency = {"mean": 41.0, "p50": 40.0, "p90": 60.0, "p99": 80.0}
+    run = {
+        **{
+            "seconds": 2.5,
+            "completed": completed,
+            "failed": 0,
+            "input-tokens": 1,
+            "output-tokens": 1,
+            "requests-per-second": 40.0,
+        },
+        **{"output-tokens-per-second": 2560.0, "goodput": None, "ttft": latency, "tpot": latency, "itl": None, "e2el": latency},
+    }
+    runs = [run, {**run, "output-tokens-per-second": 2400.0}, {**run, "output-tokens-per-second": 2600.0}]
+    return {
+        **{"tool": "vllm bench serve", "version": "vllm 1", "prefix-cache": "off", "slo": None},
+        "machine": {"processor": "EPYC", "cores": 2, "device": None, "devices": None},
+        "points": [{"input-tokens": 128, "output-tokens": 64, "concurrency": 8, "requests": completed, "runs": runs}],
+    }
+
+
+@pytest.mark.parametrize(("completed", "tail"), [(100, "40.0 / 60.0"), (1000, "40.0 / 60.0 / 80.0")])
+def test_what_was_measured_stands_on_the_card_and_a_tail_only_with_requests_enough(completed: int, tail: str) -> None:
+    text = render_card(record(performance=_measured(completed)))
+    assert f"| 128 + 64 | 8 | 2560 [2400, 2600] | 40.00 | {tail} | {tail} |  | {tail} | – | 0 of {3 * completed} |" in text
+    assert "### How fast" in text
+    assert "### How fast" not in render_card(record())
+    assert "性能" in render_card(record(performance=_measured(completed)), "zh")

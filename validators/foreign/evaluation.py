@@ -47,16 +47,28 @@ def lines(path: Path) -> Iterator[tuple[str, JSON]]:
 
 def document(path: Path) -> JSON:
     """Return the object in a JSON file of another tool. Raises StageError."""
+    value = _parsed(path)
+    if not isinstance(value, dict):
+        raise StageError("is JSON, and no object", where=str(path))
+    return value
+
+
+def array(path: Path) -> list[Any]:
+    """Return the list in a JSON file of another tool. Raises StageError."""
+    value = _parsed(path)
+    if not isinstance(value, list):
+        raise StageError("is JSON, and no list", where=str(path))
+    return value
+
+
+def _parsed(path: Path) -> Any:
     _bounded(path)
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse)
+        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse)
     except OSError as problem:
         raise StageError(f"cannot be read: {problem.strerror}", where=str(path)) from problem
     except (ValueError, RecursionError) as problem:
         raise StageError(f"is no JSON: {problem!s:.200}", where=str(path)) from problem
-    if not isinstance(value, dict):
-        raise StageError("is JSON, and no object", where=str(path))
-    return value
 
 
 def record(where: str, **fields: Any) -> Sample:
