@@ -45,6 +45,10 @@ def assemble(inputs: Mapping[str, Path], tag: str, target: Path) -> Descriptor:
     ]
     record_file = layout.put_file("application/json", inputs["card"] / "release.json", {oci.TITLE: "release.json"})
     cards = [layout.put_file("text/markdown", inputs["card"] / name, {oci.TITLE: name}) for name in CARDS.values()]
+    cards += [
+        layout.put_file("image/svg+xml", path, {oci.TITLE: f"pictures/{path.name}"})
+        for path in sorted((inputs["card"] / "pictures").glob("*.svg"))
+    ]
     entries = [
         image,
         oci.put_artifact(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from math import prod
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from release.errors import UsageError
@@ -42,9 +43,10 @@ MOST_PLACES: Final = 6
 SYNTAX: Final = {"yaml": "yaml", "yml": "yaml", "json": "json", "sh": "bash", "py": "python", "toml": "toml"}
 
 
-def render_card(record: JSON, language: str = "en") -> str:
+def render_card(record: JSON, language: str = "en", pictures: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the card of a record as Markdown with front matter, in English (`en`) or Chinese (`zh`).
 
+    `pictures` are those that lie beside it as pictures/NAME.svg, each with what it says in words.
     Raises UsageError for another language, TemplateError for a record that lacks something it must have in its state.
     """
     if language not in TEMPLATES:
@@ -64,6 +66,7 @@ def render_card(record: JSON, language: str = "en") -> str:
         "checks": checks,
         "layers": [verdict for verdict in verdicts if family(verdict["name"]) == "consistency"],
         "waivers": record.get("waivers") or [],
+        "pictures": pictures,
         "loads": loads_of(record.get("performance")),
         "judged": [verdict for verdict in verdicts if family(verdict["name"]) in ("performance", "operators")],
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),

@@ -145,6 +145,7 @@ def reads_image(plan: Plan, matrix: Matrix) -> JSON:
 def card(work: Work) -> str:
     """Write the record, with the verdicts as the waivers leave them, and the card in both languages from the record."""
     from release.publish.card import render_card
+    from release.publish.pictures import draw, facts_of, pictures_of
     from release.publish.record import CARDS, assemble, verdicts_of
 
     verdicts, waivers = verdicts_of(work), list[JSON]()
@@ -154,14 +155,20 @@ def card(work: Work) -> str:
         verdicts, waivers = settle(verdicts, work.reads["waivers"], date.fromisoformat(work.reads["day"]))
     record = assemble(work, verdicts, waivers)
     work.write("release.json", record)
+    pictures = pictures_of(record) if work.reads["pictures"] else {}
+    for name, svg in draw(pictures).items() if pictures else ():
+        (work.out / "pictures").mkdir(exist_ok=True)
+        (work.out / "pictures" / f"{name}.svg").write_bytes(svg)
     for language, name in CARDS.items():
-        (work.out / name).write_text(render_card(record, language), encoding="utf-8")
+        (work.out / name).write_text(render_card(record, language, facts_of(pictures)), encoding="utf-8")
     return f"{record['state']}"
 
 
 def reads_card(plan: Plan, matrix: Matrix) -> JSON:
-    """The whole plan with what the rules say of it and what a device holds, the card's templates, and with waivers the day."""
+    """The whole plan with what the rules say of it and what a device holds, the card's templates and what draws its pictures (nothing
+    without the extra for it), and with waivers the day."""
     from release.publish.card import PARTS, TEMPLATES
+    from release.publish.pictures import renderer
     from release.templates.render import sources
 
     templates = sources(*TEMPLATES.values(), PARTS)
@@ -170,6 +177,7 @@ def reads_card(plan: Plan, matrix: Matrix) -> JSON:
         "concerns": [dump(concern) for concern in concerns(plan)],
         "memory": memory_of(plan, plan.parallel).facts if plan.parallel and plan.device else None,
         "templates": {name: digest(text) for name, text in templates.items()},
+        "pictures": renderer(),
         "waivers": [dump(waiver) for waiver in plan.waivers],
         **({"day": date.today().isoformat()} if plan.waivers else {}),
     }

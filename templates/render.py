@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import jinja2
 from jinja2 import meta
+from markupsafe import Markup
 
 from release.errors import TemplateError
 
@@ -30,6 +31,7 @@ ARM: Final = re.compile(r"[a-z0-9._-]+~[a-z0-9._-]+")
 """Precision and variant: a tilde inside a word is left alone by every shell (POSIX 2.6.1)."""
 FENCE: Final = re.compile(r"`{3,}")
 UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+TURNING: Final = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 SWITCHES: Final = ("--rm", "--init", "--read-only", "--privileged")
 """Flags of `docker run` that take no value, as far as our commands use them."""
 PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*( [A-Za-z0-9._/-]+)*")
@@ -45,6 +47,14 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         raise TemplateError(f"template {template}{line}: {problem.message or problem}") from problem
     except (TypeError, ValueError, ArithmeticError, LookupError) as problem:
         raise TemplateError(f"template {template}: {type(problem).__name__}: {problem}") from problem
+
+
+def render_page(template: str, values: Mapping[str, Any]) -> str:
+    """Return an HTML page from a template: every value is escaped. Raises TemplateError as `render` does."""
+    try:
+        return _pages().get_template(template).render(values)
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as problem:
+        raise TemplateError(f"template {template}: {problem}") from problem
 
 
 def sources(*templates: str) -> dict[str, str]:
@@ -169,6 +179,18 @@ def fenced(text: str, language: str = "") -> str:
     body = UNPRINTABLE.sub("\ufffd", str(text)).rstrip("\n")
     fence = "`" * max([3, *(len(run) + 1 for run in FENCE.findall(body))])
     return f"{fence}{language}\n{body}\n{fence}"
+
+
+def plain_text(value: object) -> str:
+    """Return a value as text without control signs, and none that turns the direction of what stands beside it (Unicode UAX 9)."""
+    return TURNING.sub("", UNPRINTABLE.sub("\ufffd", str(value)))
+
+
+@cache
+def _pages() -> jinja2.Environment:
+    environment = _environment().overlay(autoescape=True)
+    environment.finalize = lambda value: value if isinstance(value, jinja2.runtime.Macro | Markup) else plain_text(value)
+    return environment
 
 
 @cache

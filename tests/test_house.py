@@ -35,7 +35,7 @@ FLOORS: Final = (
     ("consistency", "measure"),
     ("stages",),
     ("house", "new"),
-    ("build", "doctor", "cards", "convert"),
+    ("build", "doctor", "cards", "convert", "report"),
     ("pull", "batch"),
     ("show",),
     ("cli",),
@@ -68,6 +68,7 @@ HEAVY: Final = (
     "tomli_w",
     "cryptography",
     "numba",
+    "vl_convert",
 )
 LONGEST_FILE: Final = 400
 LONGEST_FUNCTION: Final = 60
