@@ -22,7 +22,7 @@ from release.types.chip import MOST_MEMORY
 
 FLOATS: Final[dict[str, Dtype]] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
-SHARED: Final = ("adapters", "consistency", "accuracy", "documents")
+SHARED: Final = ("adapters", "consistency", "accuracy", "benchmarks", "documents")
 """What all precisions of a cell file have alike."""
 MOST_DEVICES: Final = 16384
 """Devices beyond which an option is a slip."""

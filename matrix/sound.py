@@ -10,7 +10,7 @@ from release.errors import MatrixError, ReleaseError
 from release.matrix import parse
 from release.matrix.check import digest_of
 from release.matrix.load import Matrix
-from release.types import CellFile, Model
+from release.types import CellFile, Model, QuestionSet
 
 PLACES: Final = {
     "chips": "chips/CHIP.yaml",
@@ -69,6 +69,9 @@ def questions_of(matrix: Matrix, file: CellFile, path: Path) -> Iterator[MatrixE
     asked: list[tuple[str, str, str, str]] = []
     if file.accuracy:
         asked.append(("accuracy", "questions", file.accuracy.questions, file.accuracy.sha256))
+    asked += [
+        ("benchmarks", "questions", each.questions, each.sha256) for each in file.benchmarks if isinstance(each, QuestionSet)
+    ]
     if file.consistency:
         asked.append(("consistency", "prompts", file.consistency.prompts, file.consistency.sha256))
     for block, key, name, said in asked:

@@ -51,8 +51,7 @@ def render_card(record: JSON, language: str = "en", pictures: Mapping[str, str] 
     """
     if language not in TEMPLATES:
         raise UsageError(f"there is no card in {language!r}", next_step=f"there are: {', '.join(TEMPLATES)}")
-    verdicts, model = record["verdicts"], record["model"]
-    checks = [verdict for verdict in verdicts if family(verdict["name"]) == "conformance"]
+    model = record["model"]
     facts = {**EMPTY, **record.get("plan", {})}
     serve = record["serve"]
     url = f"http://127.0.0.1:{serve['port']}/v1"
@@ -62,14 +61,8 @@ def render_card(record: JSON, language: str = "en", pictures: Mapping[str, str] 
         "plan": facts,
         "built": record["state"] != "planned",
         "front": {name: json.dumps(value, ensure_ascii=False) for name, value in front_matter(record).items()},
-        "accuracy": next((verdict for verdict in verdicts if verdict["name"] == "accuracy"), None),
-        "checks": checks,
-        "layers": [verdict for verdict in verdicts if family(verdict["name"]) == "consistency"],
-        "waivers": record.get("waivers") or [],
+        **_found(record),
         "pictures": pictures,
-        "loads": loads_of(record.get("performance")),
-        "judged": [verdict for verdict in verdicts if family(verdict["name"]) in ("performance", "operators")],
-        "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
         "reported": [_as_printed(table) for table in record["reported"]],
         "embeds": model.get("kind") == "embed",
         "devices": prod(int(facts["layout"][name]) for name in LAYOUT) if facts["layout"] else 0,
@@ -102,6 +95,23 @@ def render_card(record: JSON, language: str = "en", pictures: Mapping[str, str] 
         "download": _download(model.get("checkpoint") or {}, facts["weights"]),
     }
     return tidy(render(TEMPLATES[language], values))
+
+
+def _found(record: JSON) -> JSON:
+    """Return what was found about a release, as its card tells it: verdicts by kind, waivers, loads, and the decision over all sets."""
+    verdicts = record["verdicts"]
+    checks = [verdict for verdict in verdicts if family(verdict["name"]) == "conformance"]
+    return {
+        "accuracy": next((verdict for verdict in verdicts if verdict["name"] == "accuracy"), None),
+        "checks": checks,
+        "layers": [verdict for verdict in verdicts if family(verdict["name"]) == "consistency"],
+        "waivers": record.get("waivers") or [],
+        "loads": loads_of(record.get("performance")),
+        "further": [verdict for verdict in verdicts if verdict["name"].startswith("accuracy/")],
+        "settlement": record.get("settlement"),
+        "judged": [verdict for verdict in verdicts if family(verdict["name"]) in ("performance", "operators")],
+        "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
+    }
 
 
 def loads_of(performance: JSON | None) -> list[JSON]:

@@ -57,7 +57,8 @@ def verdicts_of(work: Work) -> list[JSON]:
     consistency = work.result("consistency", "consistency.json")
     layers = [{**verdict, "name": f"consistency/{verdict['name']}"} for verdict in (consistency or {}).get("verdicts", ())]
     judged = work.result("judge", "judged.json")
-    return [*work.result("conformance", "conformance.json"), *layers, work.result("compare", "compare.json"), *judged]
+    further = work.result("settle", "settlement.json")["verdicts"]
+    return [*work.result("conformance", "conformance.json"), *layers, work.result("compare", "compare.json"), *further, *judged]
 
 
 def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
@@ -89,6 +90,7 @@ def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
         "verdicts": verdicts,
         "waivers": waivers,
         "consistency": work.result("consistency", "consistency.json"),
+        "settlement": work.result("settle", "settlement.json")["settlement"],
         "performance": work.result("performance", "performance.json"),
         "accuracy": {
             "rule": plan["accuracy"],
@@ -177,6 +179,7 @@ def planned(
         "verdicts": [],
         "waivers": [{**dump(waiver), "outcome": "planned"} for waiver in plan.waivers],
         "consistency": None,
+        "settlement": None,
         "performance": None,
         "accuracy": {"rule": document["accuracy"], "candidate": None, "reference": None},
         "reference": plan.reference and {"cell": plan.reference, "serve": None},

@@ -70,7 +70,13 @@ def _waivers(plan: Plan) -> Iterator[Concern]:
     from release.validators.conformance import CHECKS, PREFIX
     from release.validators.consistency import LAYERS
 
-    known = ["accuracy", "performance/reference", "performance/last", "operators/proof"]
+    known = [
+        "accuracy",
+        *(f"accuracy/{each.name}" for each in plan.benchmarks),
+        "performance/reference",
+        "performance/last",
+        "operators/proof",
+    ]
     known += [*(f"consistency/{name}" for name in LAYERS), *(PREFIX + name for name in CHECKS)]
     for waiver in plan.waivers:
         if waiver.validator not in known:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Final
 
+from release.benchmarks import benchmarks, reads_benchmarks, reads_settle, settle_sets, unsettled
 from release.consistency import consistency, reads_consistency, reads_trace, trace, unexamined
 from release.matrix.load import Matrix
 from release.matrix.memory import memory_of
@@ -233,6 +234,15 @@ STAGES: Final = (
     ),
     Stage("accuracy", 1, ("image", "weights", "serve", "conformance"), reads_accuracy, accuracy, on="serve"),
     Stage("compare", 1, ("accuracy", "reference:accuracy"), reads_compare, compare),
+    Stage("benchmarks", 1, ("image", "weights", "serve", "conformance"), reads_benchmarks, benchmarks, on="serve"),
+    Stage(
+        "settle",
+        1,
+        ("accuracy", "reference:accuracy", "benchmarks", "reference:benchmarks"),
+        reads_settle,
+        settle_sets,
+        unsettled,
+    ),
     Stage("performance", 1, ("image", "weights", "serve", "conformance"), reads_performance, performance, on="serve"),
     Stage("judge", 1, ("conformance", "performance", "reference:performance"), reads_judge, judge, ungated),
     Stage(
@@ -251,6 +261,7 @@ STAGES: Final = (
             "consistency",
             "accuracy",
             "compare",
+            "settle",
             "performance",
             "judge",
             "reference:trace",

@@ -32,7 +32,7 @@ FLOORS: Final = (
     ("grid",),
     ("sources",),
     ("supply", "trial"),
-    ("consistency", "measure"),
+    ("consistency", "measure", "benchmarks"),
     ("stages",),
     ("house", "new"),
     ("build", "doctor", "cards", "convert", "report"),

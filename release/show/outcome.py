@@ -55,6 +55,8 @@ def outcome(result: Outcome, *, as_json: bool) -> str:
                 escape(verdict["name"]),
                 f"{MARKS[verdict['status']]}{f' {finding}' if finding else ''}  {escape(verdict['measured'])}",
             )
+    if settlement := record.get("settlement"):
+        table.add_row("all sets", f"{settlement['decision']}  {escape(settlement['reason'])}")
     if performance := record.get("performance"):
         points = [
             (statistics.median(run["output-tokens-per-second"] for run in point["runs"]), point)

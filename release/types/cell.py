@@ -172,6 +172,42 @@ class Accuracy(Frozen):
     max_age: int | None = Field(default=None, ge=1)
 
 
+class QuestionSet(Accuracy):
+    """A further set of questions beside the cell's own, by name: `accuracy/NAME` is its verdict."""
+
+    name: Slug
+
+
+class Evaluation(Frozen):
+    """A benchmark that another tool runs, in an environment of its own.
+
+    `dataset` is what the tool calls it, and lies at `path` below the user's data folder. `options` are further dataset arguments of the
+    tool, `metric` its main one where it is not the tool's own choice. The rest is as in Accuracy.
+    """
+
+    name: Slug
+    runner: Literal["evalscope"]
+    version: Version | None = None
+    dataset: Annotated[str, matching(re.compile(r"[a-z0-9_]{1,60}"), "the name of a data set, as gsm8k")]
+    path: RelativePath
+    metric: str | None = None
+    options: dict[str, Any] = {}
+    margin: float = Field(gt=0, lt=1)
+    max_tokens: int = Field(gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    seed: int = 0
+    repeats: int = Field(default=1, ge=1, le=1000)
+    concurrency: int = Field(default=32, ge=1, le=1024)
+
+
+def _asked_by(value: Any) -> str:
+    there = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "tool" if "runner" in there else "own"
+
+
+AnySet = Annotated[Annotated[QuestionSet, Tag("own")] | Annotated[Evaluation, Tag("tool")], Discriminator(_asked_by)]
+
+
 class Operators(Frozen):
     """What a cell claims of its operators: which library serves them, and the line of the server's log (a regular expression) that proves it.
 
@@ -296,6 +332,7 @@ class CellFile(Frozen):
     weights: Weights | None = None
     consistency: Examination | None = None
     accuracy: Accuracy | None = None
+    benchmarks: tuple[AnySet, ...] = ()
     performance: Load | None = None
     operators: Operators | None = None
     trials: tuple[Trial, ...] = ()

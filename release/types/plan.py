@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from release.types.cell import Accuracy, Conflict, Operators, Parallel, Reported, Serve, Source, Trial, Waiver, Weights
+from release.types.cell import Accuracy, AnySet, Conflict, Operators, Parallel, Reported, Serve, Source, Trial, Waiver, Weights
 from release.types.chip import Base, Chip, Container, Device, Python
 from release.types.consistency import Examination
 from release.types.model import Model
@@ -56,6 +56,7 @@ class Plan(Frozen):
     reference: str | None
     consistency: Examination | None = None
     waivers: tuple[Waiver, ...] = ()
+    benchmarks: tuple[AnySet, ...] = ()
     performance: Load | None = None
     operators: Operators | None = None
 

@@ -44,6 +44,7 @@ def outputs(conformance: list[JSON], compare: JSON, consistency: JSON | None = N
         "accuracy": {"accuracy.json": arm, "samples.jsonl": SAMPLES, "evaluation.json": {}},
         "consistency": {"consistency.json": consistency, "scores.jsonl": b"{}\n"},
         "compare": {"compare.json": compare},
+        "settle": {"settlement.json": {"verdicts": [], "settlement": None}},
         "performance": {"performance.json": None},
         "judge": {"judged.json": []},
         "reference:accuracy": {"accuracy.json": arm, "samples.jsonl": b"reference\n"},
@@ -93,7 +94,7 @@ def test_the_record_holds_what_the_stages_found(tmp_path: Path) -> None:
 
 
 def test_the_record_is_as_old_as_the_youngest_thing_in_it(tmp_path: Path) -> None:
-    assert assemble(work(tmp_path, outputs([PASSED], ACCURATE)))["created"] == "2026-11-20T10:00:15+00:00"
+    assert assemble(work(tmp_path, outputs([PASSED], ACCURATE)))["created"] == "2026-11-20T10:00:16+00:00"
 
 
 def test_evidence_lies_beside_the_record_and_is_named_by_digest(tmp_path: Path) -> None:
