@@ -48,12 +48,18 @@ def _asked(work: Work, given: JSON, folder: Path) -> JSON:
         server = server_of(work, work.task.needs["serve"], serve)
         work.line.note(f"{evaluation.name}: evalscope {evaluation.dataset}")
         tool, log = folder / "evalscope", folder / "evalscope.log"
-        return dump(running.evaluate(evaluation, url=server.url, model=serve["model"], out=folder / SAMPLES, work=tool, log=log))
+        found: JSON = dump(
+            running.evaluate(evaluation, url=server.url, model=serve["model"], out=folder / SAMPLES, work=tool, log=log)
+        )
+        return found
     asked = QuestionSet.model_validate({**given, "margin": UNUSED_MARGIN})
     spec = Accuracy.model_validate(asked.model_dump(exclude={"name"}))
     server = server_of(work, work.task.needs["serve"], serve)
     questions = work.matrix.file(spec.questions)
-    return dump(evaluate(Endpoint(server.url, serve["model"]), spec, questions, folder / SAMPLES, progress=work.line.follow))
+    told: JSON = dump(
+        evaluate(Endpoint(server.url, serve["model"]), spec, questions, folder / SAMPLES, progress=work.line.follow)
+    )
+    return told
 
 
 def reads_benchmarks(plan: Plan, matrix: Matrix) -> JSON:
