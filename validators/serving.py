@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from release.guard import Guard
 
 POLL: Final = 0.25
 LAST_LINES: Final = 20
+FIRST_ERRORS: Final = 3
+ERROR: Final = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .{1,300}")
+"""How Python tells an error: `RuntimeError: …`."""
 
 
 @dataclass(frozen=True)
@@ -94,5 +98,11 @@ def free_port(port: int = 0) -> int:
 
 
 def _tail(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()][-LAST_LINES:]
-    return "the last lines of its log:\n" + "\n".join(lines) if lines else "its log is empty"
+    """Return the end of a log, and before it the errors that an engine of several processes has told further up, each once."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    if not lines:
+        return "its log is empty"
+    last = lines[-LAST_LINES:]
+    told = dict.fromkeys(match[0] for line in lines[:-LAST_LINES] if (match := ERROR.search(line)))
+    above = [text for text in told if not any(text in line for line in last)][:FIRST_ERRORS]
+    return "\n".join([*(f"it said: {text}" for text in above), "the last lines of its log:", *last])

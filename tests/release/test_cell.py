@@ -21,6 +21,9 @@ from huggingface_hub import ModelCard
 from release.containers import Engine
 from release.oci import Layout
 
+JUDGED = {"compare", "settle", "judge", "card", "publish"}
+"""Stages that only look at what others measured."""
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 
@@ -128,7 +131,7 @@ def test_a_second_build_changes_nothing(built: Answer, folder: Path, store: Path
 def test_the_reference_can_be_released_too_and_is_not_called_validated(built: Answer, store: Path, place: Path) -> None:
     answer = release("build", *CELL, "--precision", "fp32", "--json", store=store, cwd=place)
     assert answer.status == 0, answer.err
-    assert {line.split(": ")[1] for line in answer.document["ran"]} == {"consistency", "compare", "card", "publish"}
+    assert {line.split(": ")[1] for line in answer.document["ran"]} == JUDGED | {"consistency", "performance"}
     record = answer.document["record"]
     assert record["state"] == "built" and record["verdicts"][-1]["status"] == "SKIPPED"
     assert record["image"] == built.document["record"]["image"]
@@ -147,7 +150,7 @@ def test_one_serving_argument_reruns_only_what_depends_on_it(built: Answer, over
     change(overlay / "cells/cpu/tiny-qwq.yaml", "cells", "bf16", "serve", "args", "max-num-seqs", value=48)
     plan = release("--matrix", str(overlay), "plan", *CELL, "--json", store=store).document
     running = {row["stage"]: row["why"] for row in plan["stages"] if not row["cached"]}
-    assert set(running) == {"serve", "conformance", "consistency", "accuracy", "compare", "card", "publish"}
+    assert set(running) == JUDGED | {"serve", "conformance", "consistency", "accuracy", "performance"}
     assert "serve.args.max-num-seqs: 64 → 48" in running["serve"]
     again = release("--matrix", str(overlay), "build", *CELL, "--json", store=store, cwd=tmp_path)
     assert again.status == 0, again.err
@@ -159,7 +162,7 @@ def test_one_serving_argument_reruns_only_what_depends_on_it(built: Answer, over
 def test_a_margin_alone_asks_no_question_again(built: Answer, overlay: Path, store: Path) -> None:
     change(overlay / "cells/cpu/tiny-qwq.yaml", "accuracy", "margin", value=0.03)
     plan = release("--matrix", str(overlay), "plan", *CELL, "--json", store=store).document
-    assert {row["stage"] for row in plan["stages"] if not row["cached"]} == {"compare", "card", "publish"}
+    assert {row["stage"] for row in plan["stages"] if not row["cached"]} == {"compare", "settle", "card", "publish"}
 
 
 def test_a_release_that_a_verdict_blocks_says_so_and_is_not_pushed(

@@ -53,3 +53,16 @@ def test_peers_reject_identical_models_or_pass_broken_ones() -> None:
     same, broken = (simulation.rates(aime, delta, peers, RUNS // 4, 20261120) for delta in (0.0, -0.10))
     assert all(blocked > 0.2 for _, blocked in same.values())
     assert all(passed > 0.1 for passed, _ in broken.values())
+
+
+def test_what_a_dead_server_said_first_is_told_before_its_last_lines() -> None:
+    from release.validators.serving import _tail
+
+    cause = "RuntimeError: expect weight to be bfloat16, float16, int8"
+    log = "\n".join(
+        [f"(Worker pid=28) ERROR {cause}", f"(Worker pid=28) ERROR {cause}", *(f"line {n}" for n in range(40)), "the end"]
+    )
+    assert _tail(log).splitlines()[:2] == [f"it said: {cause}", "the last lines of its log:"]
+    assert _tail(log).endswith("the end")
+    assert _tail("one\nValueError: no\n").count("ValueError") == 1
+    assert _tail(" \n") == "its log is empty"
