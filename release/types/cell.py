@@ -152,23 +152,27 @@ class Weights(Frozen):
     note: str = ""
 
 
-class Accuracy(Frozen):
-    """A question set and the rule of its verdict.
+class Asking(Frozen):
+    """How questions are asked, and the rule of their verdict.
 
     Each question is asked `repeats` times, each time with a seed of its own: worth while at a temperature above 0. `margin` is
-    the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points). `max-age` is how many days answers
-    may be used, on either side, before they are asked for anew.
+    the non-inferiority margin of the difference candidate − reference, as a share (0.02 = 2 points).
     """
 
-    questions: RelativePath
-    sha256: Digest
-    grader: Literal["final-integer", "last-number", "boxed-integer", "exact", "choice-letter", "yes-no", "choice-loglikelihood"]
     margin: float = Field(gt=0, lt=1)
     max_tokens: int = Field(gt=0)
     temperature: float = Field(default=0.0, ge=0)
     seed: int = 0
     repeats: int = Field(default=1, ge=1, le=1000)
     concurrency: int = Field(default=32, ge=1, le=1024)
+
+
+class Accuracy(Asking):
+    """A question set of the matrix. `max-age` is how many days answers may be used, on either side, before they are asked for anew."""
+
+    questions: RelativePath
+    sha256: Digest
+    grader: Literal["final-integer", "last-number", "boxed-integer", "exact", "choice-letter", "yes-no", "choice-loglikelihood"]
     max_age: int | None = Field(default=None, ge=1)
 
 
@@ -178,11 +182,11 @@ class QuestionSet(Accuracy):
     name: Slug
 
 
-class Evaluation(Frozen):
+class Evaluation(Asking):
     """A benchmark that another tool runs, in an environment of its own.
 
     `dataset` is what the tool calls it, and lies at `path` below the user's data folder. `options` are further dataset arguments of the
-    tool, `metric` its main one where it is not the tool's own choice. The rest is as in Accuracy.
+    tool, `metric` its main one where it is not the tool's own choice.
     """
 
     name: Slug
@@ -192,12 +196,6 @@ class Evaluation(Frozen):
     path: RelativePath
     metric: str | None = None
     options: dict[str, Any] = {}
-    margin: float = Field(gt=0, lt=1)
-    max_tokens: int = Field(gt=0)
-    temperature: float = Field(default=0.0, ge=0)
-    seed: int = 0
-    repeats: int = Field(default=1, ge=1, le=1000)
-    concurrency: int = Field(default=32, ge=1, le=1024)
 
 
 def _asked_by(value: Any) -> str:
