@@ -31,6 +31,8 @@ def read_record(folder: Path) -> JSON:
         record = json.loads(path.read_bytes())
         if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("release-record/"):
             raise ValueError("it is no record")
+    except FileNotFoundError as problem:
+        raise UsageError(f"{folder} holds no release.json", next_step="release build, or release pull, brings one") from problem
     except (OSError, ValueError, RecursionError) as problem:
         raise UsageError(
             f"{folder} holds no release: {problem}", next_step="release build, or release pull, brings one"

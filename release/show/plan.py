@@ -14,7 +14,7 @@ from release.build import stages_of
 from release.errors import MatrixError
 from release.matrix.memory import GIB, assumed
 from release.show.text import as_document, bare, counted, text
-from release.types import GitSource, Unknown, Wheel
+from release.types import Evaluation, GitSource, Unknown, Wheel
 
 if TYPE_CHECKING:
     from release.house import House, Study
@@ -218,11 +218,28 @@ def _facts(study: Study) -> Table:
     rows += [("serve", shlex.join(start["argv"]) or f"unknown: {start['unknown']}")]
     if planned.accuracy:
         rows += [("questions", f"{planned.accuracy.questions}, margin {100 * planned.accuracy.margin:g} points")]
+    rows += [*trials(planned)]
     rows += [("compared with", planned.reference or "nothing")]
     table = bare()
     for row in rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def trials(planned: Plan) -> Iterator[tuple[str, str]]:
+    """Yield what else a release of this plan is tried with, and what somebody lets pass."""
+    for each in planned.benchmarks:
+        by = f"by {each.runner}" if isinstance(each, Evaluation) else each.questions
+        yield "questions", f"{each.name}: {by}, {each.repeats} × each, margin {100 * each.margin:g} points"
+    if spec := planned.consistency:
+        yield "consistency", f"{spec.prompts}, {spec.tokens} tokens to score, {spec.samples} samples a prompt"
+    if load := planned.performance:
+        loads = ", ".join(f"{given} + {made} tokens" for given, made in load.grid)
+        yield "performance", f"{loads}; {', '.join(map(str, load.concurrency))} in flight; {load.repeats} repeats"
+    if planned.operators:
+        yield "operators", f"{planned.operators.library}, proven by the log line {planned.operators.proof!r}"
+    for waiver in planned.waivers:
+        yield "waiver", f"{waiver.validator} until {waiver.expires}: {waiver.reason} ({waiver.owner}, {waiver.issue})"
 
 
 def base_line(planned: Plan) -> str:

@@ -167,7 +167,7 @@ def test_what_is_no_release_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_folder_without_a_record_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no release"):
+    with pytest.raises(UsageError, match=r"holds no release\.json"):
         read_record(tmp_path)
 
 
