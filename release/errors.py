@@ -92,3 +92,27 @@ class VerificationError(ReleaseError):
     """Something that was pulled or read is not what its digest, signature or policy says it must be."""
 
     exit_code = 5
+
+
+class UnsignedError(VerificationError):
+    """Nobody has signed what was to be verified."""
+
+    exit_code = 10
+
+
+class WrongKeyError(VerificationError):
+    """It is signed, and by no key that is trusted."""
+
+    exit_code = 11
+
+
+class IncompleteError(VerificationError):
+    """A part that a release must have is not there."""
+
+    exit_code = 12
+
+
+class PolicyError(VerificationError):
+    """It is what it says it is, and not what the policy lets in."""
+
+    exit_code = 13

@@ -35,7 +35,7 @@ FLOORS: Final = (
     ("consistency", "measure", "benchmarks"),
     ("stages",),
     ("house", "new"),
-    ("build", "doctor", "cards", "convert", "report"),
+    ("build", "doctor", "cards", "convert", "report", "signing"),
     ("pull", "batch"),
     ("show",),
     ("cli",),

@@ -15,7 +15,7 @@ try:  # a tenth of a second in which Ctrl-C may come before `main` can catch it
     import click
 
     from release import __version__
-    from release.cli import card, host, report, sources, validate, weights, work
+    from release.cli import card, host, report, signing, sources, validate, weights, work
     from release.cli import matrix as table
     from release.errors import ReleaseError
 except KeyboardInterrupt:
@@ -26,7 +26,8 @@ except KeyboardInterrupt:
 KEPT = "stopped; what was finished is kept, the next build goes on from there"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BARRED = (errno.EACCES, errno.EPERM, errno.EROFS)
-PREFIXES = {1: "error", 2: "usage", 3: "stage", 4: "verdict", 5: "refused"}
+PREFIXES = {1: "error", 2: "usage", 3: "stage", 4: "verdict"}
+"""How a message begins, by exit code; all that verifying refuses is refused."""
 
 
 class _Door(click.Group):
@@ -82,6 +83,7 @@ for command in (
     *(table.matrix_, table.explain, table.new),
     *(work.plan, work.build, work.pull, work.serve),
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report),
+    *(signing.keys, signing.sign, signing.verify),
     *(host.doctor, host.base, host.completion),
 ):
     cli.add_command(command)
@@ -123,7 +125,7 @@ def _fail(problem: ReleaseError, cause: Exception | None = None) -> NoReturn:
         import traceback
 
         traceback.print_exception(cause or problem)
-    click.echo(f"{PREFIXES[problem.exit_code]}: {problem}", err=True)
+    click.echo(f"{PREFIXES.get(problem.exit_code, 'refused')}: {problem}", err=True)
     if problem.next_step:
         first, *rest = problem.next_step.splitlines()
         click.echo("\n".join([f"  next: {first}", *(f"  {line}" for line in rest)]), err=True)

@@ -10,7 +10,7 @@ from release.errors import ReleaseError, StageError, VerdictError
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ReleaseError)]
 CODES = {
     **{"ReleaseError": 1, "UsageError": 2, "MatrixError": 2, "StoreError": 3, "StageError": 3, "VerdictError": 4},
-    "VerificationError": 5,
+    **{"VerificationError": 5, "UnsignedError": 10, "WrongKeyError": 11, "IncompleteError": 12, "PolicyError": 13},
 }
 
 

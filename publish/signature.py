@@ -1,0 +1,171 @@
+"""Signatures of what is published, in both forms that cosign reads: the tag `sha256-<hex>.sig`, and a sigstore bundle that refers to it.
+
+Formats: cosign's SIGNATURE_SPEC (simple signing), sigstore bundle v0.3 as a referrer, read from what cosign 2.5 and 3.1 accept.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from release.errors import PublishError, VerificationError
+from release.oci import IMAGE_CONFIG, METADATA_LIMIT, Descriptor, Layout, canonical, children, put_artifact
+from release.publish.distribution import Registry
+from release.publish.dsse import BUNDLE_TYPE, Signed, bundle, open_bundle, statement, strict, unbase64
+from release.publish.keys import Private, Public
+from release.publish.registry import referrer
+from release.types import JSON
+
+SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIGNATURE: Final = "dev.cosignproject.cosign/signature"
+SIGN: Final = "https://sigstore.dev/cosign/sign/v1"
+"""The predicate that says "this is signed", and nothing else of it."""
+TYPE: Final = "cosign container image signature"
+MOST: Final = 1000
+"""Referrers and signatures of one digest that are looked at."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What speaks of a digest: who signed it, what is attested of it by whom, and how many signatures were by no key that is trusted."""
+
+    signers: tuple[str, ...]
+    attested: tuple[Signed, ...]
+    strangers: int
+
+
+def sign(layout: Layout, subject: Descriptor, key: Private, name: str) -> tuple[Descriptor, Descriptor]:
+    """Put both forms of a signature of `subject` into a layout; return the simple one's manifest and the bundle's.
+
+    `name` is what the signed text calls the image (REGISTRY/NAMESPACE/NAME): readers compare the digest, and may compare that.
+    """
+    identity = {"docker-reference": name}
+    image = {"docker-manifest-digest": subject.digest}
+    payload = canonical({"critical": {"identity": identity, "image": image, "type": TYPE}, "optional": None})
+    told = {SIGNATURE: base64.b64encode(key.sign(payload)).decode()}
+    layer = layout.put(SIMPLE, payload, told)
+    config = {
+        **{"architecture": "", "created": "0001-01-01T00:00:00Z", "os": "", "config": {}},
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+    }
+    manifest = {
+        **{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"},
+        **{"config": layout.put_json(IMAGE_CONFIG, config).to_json(), "layers": [layer.to_json()]},
+    }
+    simple = layout.put_json("application/vnd.oci.image.manifest.v1+json", manifest)
+    return simple, attest(layout, subject, statement(subject.digest, SIGN, {}), SIGN, key)
+
+
+def attest(layout: Layout, subject: Descriptor, payload: bytes, predicate_type: str, key: Private) -> Descriptor:
+    """Put a signed statement about `subject` into a layout, as a bundle that refers to it; return its manifest."""
+    told = {"dev.sigstore.bundle.content": "dsse-envelope", "dev.sigstore.bundle.predicateType": predicate_type}
+    layer = layout.put(BUNDLE_TYPE, bundle(payload, key))
+    return put_artifact(layout, BUNDLE_TYPE, [layer], subject=subject, annotations=told)
+
+
+def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor, bundled: Descriptor) -> None:
+    """Put both forms into the registry: what was signed before by others stays."""
+    layers = children(simple, layout)[1:]
+    tag = f"{subject.replace(':', '-')}.sig"
+    document = layout.read(simple)
+    if known := registry.find_manifest(tag):
+        before = strict(known[1], "a manifest of signatures")
+        document["layers"] = [
+            *before.get("layers", ()),
+            *(layer.to_json() for layer in layers if layer.to_json() not in before["layers"]),
+        ]
+        if len(document["layers"]) > MOST:
+            raise PublishError(f"{subject} has {MOST} signatures", where=registry.where)
+        ids = [layer["digest"] for layer in document["layers"]]
+        config = {**layout.read(children(simple, layout)[0]), "rootfs": {"type": "layers", "diff_ids": ids}}
+        document["config"] = layout.put_json(IMAGE_CONFIG, config).to_json()
+        simple = layout.put_json(simple.media_type, document)
+    for manifest in (simple, bundled):
+        for blob in children(manifest, layout):
+            if layout.blob(blob.digest).is_file():
+                registry.put_blob(blob, layout.blob(blob.digest))
+    registry.put_manifest(tag, simple.media_type, layout.blob(simple.digest).read_bytes())
+    listed = registry.put_manifest(bundled.digest, bundled.media_type, layout.blob(bundled.digest).read_bytes())
+    if not listed:
+        registry.attach(subject, [referrer(bundled, layout.read(bundled))])
+
+
+def find(registry: Registry, digest: str, keys: Sequence[Public], scratch: Path) -> Found:
+    """Return what speaks of a digest in the registry. A signature that is no sound one, or of something else, raises VerificationError.
+
+    Only keys that are given count: what strangers signed is counted, and proves nothing. A signed statement of another predicate is no
+    signature of the image itself (cosign 3.1 takes one for it).
+    """
+    layout = Layout.create(scratch / "signatures")
+    signers: dict[str, None] = {}
+    attested: list[Signed] = []
+    strangers = 0
+    for payload, signature in _simple(registry, digest, layout):
+        signer = next((key for key in keys if key.verifies(signature, payload)), None)
+        if signer is None:
+            strangers += 1
+        elif _subject(payload) != digest:
+            raise VerificationError(f"a signature at {digest} is of {_subject(payload)!r:.100}", where=registry.where)
+        else:
+            signers[signer.name] = None
+    for data in _bundles(registry, digest, layout):
+        signed = open_bundle(data, keys)
+        if signed is None:
+            strangers += 1
+        elif digest not in signed.subjects:
+            raise VerificationError(f"a statement at {digest} is of {', '.join(signed.subjects):.200}", where=registry.where)
+        elif signed.predicate_type == SIGN:
+            signers[signed.key.name] = None
+        else:
+            attested.append(signed)
+    return Found(tuple(signers), tuple(attested), strangers)
+
+
+def _simple(registry: Registry, digest: str, layout: Layout) -> Iterator[tuple[bytes, bytes]]:
+    """Yield payload and signature of each signature of the older form."""
+    known = registry.find_manifest(f"{digest.replace(':', '-')}.sig")
+    if known is None:
+        return
+    layers = strict(known[1], "a manifest of signatures").get("layers")
+    if not isinstance(layers, list) or len(layers) > MOST:
+        raise VerificationError(f"the signatures of {digest} are no sound list", where=registry.where)
+    for layer in map(Descriptor.from_json, layers):
+        if layer.media_type == SIMPLE:
+            yield _blob(registry, layer, layout), unbase64(layer.annotations.get(SIGNATURE), "a signature")
+
+
+def _bundles(registry: Registry, digest: str, layout: Layout) -> Iterator[bytes]:
+    """Yield the bundles that refer to a digest, whatever the list of referrers calls them: their own manifests are opened."""
+    entries = registry.referrers(digest)
+    if len(entries) > MOST:
+        raise VerificationError(f"{digest} has more than {MOST} referrers", where=registry.where)
+    for entry in entries:
+        _, data = registry.get_manifest(entry.digest)
+        manifest = strict(data, "a manifest")
+        subject = manifest.get("subject")
+        layers = manifest.get("layers")
+        if not isinstance(layers, list) or not isinstance(subject, dict) or subject.get("digest") != digest:
+            continue  # it does not say that it is of this digest: a list's word is nobody's
+        for layer in map(Descriptor.from_json, layers):
+            if layer.media_type == BUNDLE_TYPE:
+                yield _blob(registry, layer, layout)
+
+
+def _blob(registry: Registry, descriptor: Descriptor, layout: Layout) -> bytes:
+    if descriptor.size > METADATA_LIMIT:
+        raise VerificationError(f"{descriptor.digest} claims {descriptor.size} bytes", where=registry.where)
+    if not layout.blob(descriptor.digest).is_file():
+        registry.get_blob(descriptor, layout)
+    return layout.blob(descriptor.digest).read_bytes()
+
+
+def _subject(payload: bytes) -> object:
+    """Return the digest that a signed text of the older form speaks of. Raises VerificationError for another text."""
+    critical = strict(payload, "a signed text").get("critical")
+    image: JSON | None = critical.get("image") if isinstance(critical, dict) else None
+    if not isinstance(critical, dict) or critical.get("type") != TYPE or not isinstance(image, dict):
+        raise VerificationError("a signed text that is no signature of an image")
+    return image.get("docker-manifest-digest")

@@ -1,0 +1,26 @@
+"""What a release must be to be let in: rules of whoever pulls it, as data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from release.types.words import Digest, Frozen, Slug
+
+
+class Policy(Frozen):
+    """Rules that must all hold, beside the signature of one of the given keys, which always must.
+
+    `state` is the least that the release must be; `chips` and `models` are those that are let in (all, where none is named);
+    `not-older-than` is in days; with `no-waivers` not one verdict may have been waived, and an expired waiver is never let in. `sources`
+    are digests that it must be made from (of a source's wheel, a patch, the questions), `base` the digest of the lowest layers.
+    """
+
+    state: Literal["built", "validated"] = "validated"
+    chips: tuple[Slug, ...] = ()
+    models: tuple[Slug, ...] = ()
+    not_older_than: int | None = Field(default=None, ge=1)
+    no_waivers: bool = False
+    sources: tuple[Digest, ...] = ()
+    base: Digest | None = None
