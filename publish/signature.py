@@ -83,14 +83,24 @@ def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor
         config = {**layout.read(children(simple, layout)[0]), "rootfs": {"type": "layers", "diff_ids": ids}}
         document["config"] = layout.put_json(IMAGE_CONFIG, config).to_json()
         simple = layout.put_json(simple.media_type, document)
-    for manifest in (simple, bundled):
-        for blob in children(manifest, layout):
-            if layout.blob(blob.digest).is_file():
-                registry.put_blob(blob, layout.blob(blob.digest))
+    _put_blobs(registry, layout, simple)
     registry.put_manifest(tag, simple.media_type, layout.blob(simple.digest).read_bytes())
+    put(registry, layout, subject, bundled)
+
+
+def put(registry: Registry, layout: Layout, subject: str, bundled: Descriptor) -> None:
+    """Put a bundle into the registry, and on the list of what refers to its subject."""
+    _put_blobs(registry, layout, bundled)
     listed = registry.put_manifest(bundled.digest, bundled.media_type, layout.blob(bundled.digest).read_bytes())
     if not listed:
         registry.attach(subject, [referrer(bundled, layout.read(bundled))])
+
+
+def _put_blobs(registry: Registry, layout: Layout, manifest: Descriptor) -> None:
+    """Put what a manifest names into the registry; what others put there before, and is not here, is there."""
+    for blob in children(manifest, layout):
+        if layout.blob(blob.digest).is_file():
+            registry.put_blob(blob, layout.blob(blob.digest))
 
 
 def find(registry: Registry, digest: str, keys: Sequence[Public], scratch: Path) -> Found:

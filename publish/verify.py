@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from release.errors import IncompleteError, PolicyError, UnsignedError, UsageError, WrongKeyError
+from release.errors import IncompleteError, PolicyError, UnsignedError, UsageError, VerificationError, WrongKeyError
 from release.oci import IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout
 from release.publish.artifact import RECORD_TYPE
 from release.publish.distribution import Registry
 from release.publish.dsse import strict
 from release.publish.keys import Public
+from release.publish.provenance import BILL, VERDICT
+from release.publish.provenance import PREDICATE as PROVENANCE
 from release.publish.record import SCHEMA, state_from
 from release.publish.signature import find
 from release.types import JSON
 from release.types.policy import Policy
 from release.types.verdict import State
 
+STATEMENTS: Final = {"sbom": BILL, "provenance": PROVENANCE, "verdict": VERDICT}
+"""What a policy calls a statement, and its predicate type."""
 RANKS: Final = {State.PLANNED: 0, State.BLOCKED: 0, State.BUILT: 1, State.VALIDATED: 2}
 
 
@@ -54,6 +58,7 @@ def verify(
     entries = [Descriptor.from_json(entry) for entry in document.get("manifests", ())]
     image = next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
     checks = [Check("digest", f"{reference} is {index.digest}")]
+    attested: dict[str, JSON] = {}
     for what, descriptor in (("index", index), *((("image", image),) if image else ())):
         found = find(registry, descriptor.digest, keys, scratch / what)
         if not found.signers:
@@ -65,7 +70,10 @@ def verify(
             also = f"; {len(found.attested)} statements about it are no signature of it" if found.attested else ""
             raise UnsignedError(f"{told} is not signed{also}", where=registry.where)
         checks.append(Check(f"{what} signed by", ", ".join(found.signers)))
-    record = _record(registry, entries, scratch)
+        if what == "image":
+            attested = {one.predicate_type: one.predicate for one in found.attested}
+    record, record_digest = record_of(registry, entries, scratch)
+    checks += _attested(policy, attested, record_digest, registry.where)
     try:
         for rule in RULES:
             checks += rule(policy, record, today)
@@ -74,8 +82,23 @@ def verify(
     return index.digest, checks
 
 
-def _record(registry: Registry, entries: Sequence[Descriptor], scratch: Path) -> JSON:
-    """Return the record that the index names, by digest. Raises IncompleteError where it names none."""
+def _attested(policy: Policy, attested: Mapping[str, JSON], record: str, where: str) -> Iterator[Check]:
+    """Yield the statements that the policy wants. Raises IncompleteError for one that no trusted key has signed, and VerificationError where
+    the signed verdict is of another record.
+    """
+    for name in policy.attested:
+        if STATEMENTS[name] not in attested:
+            raise IncompleteError(f"no trusted key attests a {name}", where=where, next_step="release sign attests all three")
+        yield Check("attested", name)
+    told = attested.get(VERDICT)
+    if told is not None and told.get("record") != record:
+        raise VerificationError(
+            f"the signed verdict is of the record {told.get('record')!r:.80}, and here is {record}", where=where
+        )
+
+
+def record_of(registry: Registry, entries: Sequence[Descriptor], scratch: Path) -> tuple[JSON, str]:
+    """Return the record that the index names, and its digest. Raises IncompleteError where it names none."""
     layout = Layout.create(scratch / "record")
     for entry in entries:
         if entry.media_type != IMAGE_MANIFEST or entry.size > METADATA_LIMIT:
@@ -91,7 +114,7 @@ def _record(registry: Registry, entries: Sequence[Descriptor], scratch: Path) ->
             record = strict(layout.blob(first.digest).read_bytes(), "the record")
             if record.get("schema") != SCHEMA:
                 raise IncompleteError(f"the record is of schema {record.get('schema')!r:.60}", where=registry.where)
-            return record
+            return record, first.digest
     raise IncompleteError(
         "the release has no record", where=registry.where, next_step="it was not published by release, or not whole"
     )

@@ -16,16 +16,21 @@ if TYPE_CHECKING:
 
 
 def sign_release(reference: str, key: Path) -> list[str]:
-    """Sign the index and the image of a published release, in both forms; return the digests that were signed.
+    """Sign the index and the image of a published release, in both forms, and attest of the image its bill of materials, its provenance and
+    its verdict; return what was signed, a line each.
 
     Raises UsageError for a key that is none, PublishError and VerificationError for the registry's answers.
     """
     from release.oci import Descriptor, Layout
     from release.publish.distribution import Registry
-    from release.publish.dsse import strict
+    from release.publish.dsse import statement, strict
     from release.publish.keys import read_private
+    from release.publish.provenance import BILL, VERDICT, provenance, verdict
+    from release.publish.provenance import PREDICATE as PROVENANCE
     from release.publish.reference import Reference
-    from release.publish.signature import publish, sign
+    from release.publish.sbom import sbom
+    from release.publish.signature import attest, publish, put, sign
+    from release.publish.verify import record_of
 
     private, where = read_private(key), Reference.parse(reference)
     registry = Registry.at(where)
@@ -37,7 +42,15 @@ def sign_release(reference: str, key: Path) -> list[str]:
         for subject in (index, *(entry for entry in entries if entry.platform.get("os") == "linux")):
             name = f"{where.host}/{where.name}"
             publish(registry, layout, subject.digest, *sign(layout, subject, private, name))
-            signed.append(subject.digest)
+            signed.append(f"signed {subject.digest}")
+        image = next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
+        if image is not None:
+            record, digest = record_of(registry, entries, Path(scratch) / "record")
+            statements = {BILL: sbom(record), PROVENANCE: provenance(record, digest), VERDICT: verdict(record, digest)}
+            for kind, predicate in statements.items():
+                made = attest(layout, image, statement(image.digest, kind, predicate), kind, private)
+                put(registry, layout, image.digest, made)
+                signed.append(f"attested {kind} of {image.digest}")
     return signed
 
 

@@ -69,6 +69,7 @@ HEAVY: Final = (
     "cryptography",
     "numba",
     "vl_convert",
+    "cyclonedx",
 )
 LONGEST_FILE: Final = 400
 LONGEST_FUNCTION: Final = 60

@@ -28,14 +28,16 @@ def new(file: Path) -> None:
 @click.argument("reference")
 @click.option("--key", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The private key's file.")
 def sign(reference: str, key: Path) -> None:
-    """Sign a published release (HOST/NAMESPACE/CHIP/MODEL:TAG): its index and its image, so that cosign verifies them too.
+    """Sign a published release (HOST/NAMESPACE/CHIP/MODEL:TAG), its index and its image, so that cosign verifies them too.
+
+    Of the image its bill of materials (CycloneDX), its provenance (SLSA) and its verdict are attested.
 
     The passphrase of an encrypted key is taken from $RELEASE_KEY_PASSPHRASE.
     """
     from release.signing import sign_release
 
-    for digest in sign_release(reference, key):
-        click.echo(f"signed {digest}")
+    for line in sign_release(reference, key):
+        click.echo(line)
 
 
 @click.command()

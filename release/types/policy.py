@@ -13,7 +13,8 @@ class Policy(Frozen):
     """Rules that must all hold, beside the signature of one of the given keys, which always must.
 
     `state` is the least that the release must be; `chips` and `models` are those that are let in (all, where none is named);
-    `not-older-than` is in days; with `no-waivers` not one verdict may have been waived, and an expired waiver is never let in. `sources`
+    `not-older-than` is in days; `attested` are the statements that a trusted key must
+    have signed; with `no-waivers` not one verdict may have been waived, and an expired waiver is never let in. `sources`
     are digests that it must be made from (of a source's wheel, a patch, the questions), `base` the digest of the lowest layers.
     """
 
@@ -22,5 +23,6 @@ class Policy(Frozen):
     models: tuple[Slug, ...] = ()
     not_older_than: int | None = Field(default=None, ge=1)
     no_waivers: bool = False
+    attested: tuple[Literal["sbom", "provenance", "verdict"], ...] = ("sbom", "provenance", "verdict")
     sources: tuple[Digest, ...] = ()
     base: Digest | None = None
