@@ -46,8 +46,8 @@ def assemble(inputs: Mapping[str, Path], tag: str, target: Path) -> Descriptor:
     record_file = layout.put_file("application/json", inputs["card"] / "release.json", {oci.TITLE: "release.json"})
     cards = [layout.put_file("text/markdown", inputs["card"] / name, {oci.TITLE: name}) for name in CARDS.values()]
     cards += [
-        layout.put_file("image/svg+xml", path, {oci.TITLE: f"pictures/{path.name}"})
-        for path in sorted((inputs["card"] / "pictures").glob("*.svg"))
+        layout.put_file("image/svg+xml", inputs["card"] / file["path"], {oci.TITLE: file["path"]})
+        for file in record.get("pictures", ())
     ]
     entries = [
         image,
@@ -168,7 +168,7 @@ def _check_record(record: Any, layout: Layout, entry: Descriptor, image: Descrip
             "state": record["state"],
         }
         weights = {f"weights/{name}": file["sha256"] for name, file in record["weights"]["files"].items()}
-        evidence = {file["path"]: file["sha256"] for file in record["evidence"]}
+        evidence = {file["path"]: file["sha256"] for file in (*record["evidence"], *record.get("pictures", ()))}
         state = state_from(record["verdicts"]).value
     except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise VerificationError(f"the record is not one: {problem!r}") from problem

@@ -106,6 +106,7 @@ def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
             memory=work.reads.get("memory"),
             layout=work.reads.get("layout"),
         ),
+        "pictures": [],
         "evidence": [
             {"path": name, "sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in evidence.items()
         ],
@@ -185,6 +186,7 @@ def planned(
         "reference": plan.reference and {"cell": plan.reference, "serve": None},
         "reported": document["reported"],
         "plan": plan_facts(document, files=files, concerns=[dump(concern) for concern in concerns], memory=memory, layout=layout),
+        "pictures": [],
         "evidence": [],
         "stages": [],
     }

@@ -12,6 +12,7 @@ from release.matrix.load import Matrix
 from release.matrix.memory import memory_of
 from release.matrix.rules import concerns
 from release.measure import judge, performance, reads_judge, reads_performance, ungated
+from release.oci import sha256
 from release.pipeline import Stage, Work, digest
 from release.supply import (
     base,
@@ -155,11 +156,13 @@ def card(work: Work) -> str:
 
         verdicts, waivers = settle(verdicts, work.reads["waivers"], date.fromisoformat(work.reads["day"]))
     record = assemble(work, verdicts, waivers)
-    work.write("release.json", record)
     pictures = pictures_of(record) if work.reads["pictures"] else {}
     for name, svg in draw(pictures).items() if pictures else ():
-        (work.out / "pictures").mkdir(exist_ok=True)
-        (work.out / "pictures" / f"{name}.svg").write_bytes(svg)
+        path = work.out / "pictures" / f"{name}.svg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(svg)
+        record["pictures"].append({"path": f"pictures/{name}.svg", "sha256": sha256(svg), "bytes": len(svg)})
+    work.write("release.json", record)
     for language, name in CARDS.items():
         (work.out / name).write_text(render_card(record, language, facts_of(pictures)), encoding="utf-8")
     return f"{record['state']}"
@@ -247,7 +250,7 @@ STAGES: Final = (
     Stage("judge", 1, ("conformance", "performance", "reference:performance"), reads_judge, judge, ungated),
     Stage(
         "card",
-        1,
+        2,
         (
             "unpatch",
             "wheels",
@@ -272,5 +275,5 @@ STAGES: Final = (
         card,
         unexamined,
     ),
-    Stage("publish", 1, ("image", "weights", "card"), reads_publish, publish),
+    Stage("publish", 2, ("image", "weights", "card"), reads_publish, publish),
 )

@@ -18,6 +18,7 @@ from release.publish import artifact
 from release.publish.artifact import CARD_TYPE, FILE_PATH, MODEL_TYPE, RECORD_TYPE, assemble, cell_of, unpack
 
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": b"weights", "deep/tokenizer.json": b"{}"}
+PICTURE = b"<svg/>"
 EVIDENCE = b'{"id": 1}\n'
 LINUX = {"os": "linux", "architecture": "arm64"}
 
@@ -42,6 +43,9 @@ def stage_outputs(folder: Path) -> dict[str, Path]:
     made["evidence"] = [{"path": "evidence/accuracy/samples.jsonl", "sha256": oci.sha256(EVIDENCE), "bytes": len(EVIDENCE)}]
     (inputs["card"] / "evidence" / "accuracy").mkdir(parents=True)
     (inputs["card"] / "evidence" / "accuracy" / "samples.jsonl").write_bytes(EVIDENCE)
+    made["pictures"] = [{"path": "pictures/forest.svg", "sha256": oci.sha256(PICTURE), "bytes": len(PICTURE)}]
+    (inputs["card"] / "pictures").mkdir()
+    (inputs["card"] / "pictures" / "forest.svg").write_bytes(PICTURE)
     (inputs["card"] / "release.json").write_text(json.dumps(made))
     (inputs["card"] / "README.md").write_text("# the card\n")
     (inputs["card"] / "README_zh.md").write_text("# 说明\n", encoding="utf-8")
@@ -113,11 +117,17 @@ def test_what_was_put_together_comes_apart_again(release: Release) -> None:
         "README.md": b"# the card\n",
         "README_zh.md": "# 说明\n".encode(),
         "evidence/accuracy/samples.jsonl": EVIDENCE,
+        "pictures/forest.svg": PICTURE,
     }
     assert pulled.record["cell"] == cell_of(release.layout, release.entry) == "abacus/pebble-7b@bf16~native"
     assert pulled.image.digest == pulled.record["image"]["manifest"]["digest"]
     assert pulled.folder == release.target
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in release.target.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("change", [{"sha256": "sha256:" + "0" * 64}, {"path": "pictures/other.svg"}])
+def test_a_picture_that_is_not_the_record_s_is_refused(change: dict[str, str], release: Release) -> None:
+    release.refused(release.with_record(lambda made: made["pictures"][0].update(change)), match="differ in pictures/")
 
 
 def test_the_same_stages_make_the_same_release(tmp_path: Path) -> None:
@@ -392,7 +402,7 @@ def test_the_media_types_are_the_published_ones() -> None:
 
 
 def test_a_release_of_before_with_a_card_in_one_language_can_be_pulled(release: Release) -> None:
-    entry = release.with_part(CARD_TYPE, lambda manifest: manifest["layers"].pop())
+    entry = release.with_part(CARD_TYPE, lambda manifest: manifest["layers"].pop(1))
     assert not (unpack(release.layout, entry, release.target).folder / "README_zh.md").exists()
 
 
