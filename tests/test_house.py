@@ -68,6 +68,8 @@ HEAVY: Final = (
     "tomli_w",
     "cryptography",
     "numba",
+    "torch",
+    "triton",
     "vl_convert",
     "cyclonedx",
 )

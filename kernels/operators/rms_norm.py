@@ -1,0 +1,105 @@
+"""RMSNorm: each row divided by the root of its mean square, times a weight (arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+
+from ..configurations import configuration as configured
+from ..operator import TOKENS, Facts, Inputs, Operator, Sizes, shrunk, size_of
+from ..tiles import launched, rows_of, tile_of
+
+
+@triton.jit
+def rms_norm_kernel(
+    x, weight, out, x_stride, out_stride, rows, width, epsilon, WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Normalise ROWS rows, COLUMNS elements at a time; WHOLE says that a row fits and is read once."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, width, COLUMNS):
+        mask = (row < rows) & (start + column < width)
+        value = tl.load(x + row * x_stride + start + column, mask=mask, other=0.0).to(tl.float32)
+        squares += value * value
+    scale = tl.rsqrt(tl.sum(squares, 1) / width + epsilon)[:, None]
+    for start in range(0, width, COLUMNS):
+        mask = (row < rows) & (start + column < width)
+        if not WHOLE:
+            value = tl.load(x + row * x_stride + start + column, mask=mask, other=0.0).to(tl.float32)
+        factor = tl.load(weight + start + column, mask=start + column < width, other=0.0).to(tl.float32)
+        tl.store(out + row * out_stride + start + column, (value * scale * factor).to(out.dtype.element_ty), mask=mask)
+
+
+def launch(
+    x: torch.Tensor, weight: torch.Tensor, epsilon: float, *, configuration: Mapping[str, int] | None = None
+) -> torch.Tensor:
+    """Return the norm of x [..., width] with weight [width], in x's dtype."""
+    if weight.shape != x.shape[-1:] or not weight.is_contiguous():
+        raise ValueError(f"weight of shape {tuple(weight.shape)} does not fit rows of {x.shape[-1]}, or is not contiguous")
+    cut = configured("rms-norm", configuration)
+    rows, out = rows_of(x, "x"), torch.empty_like(x)
+    flat = rows_of(out, "out")
+    tile, columns = tile_of(rows.shape[1], cut)
+    if x.numel():
+        rms_norm_kernel[(triton.cdiv(rows.shape[0], tile),)](
+            *(rows, weight, flat, rows.stride(0), flat.stride(0), *rows.shape, epsilon),
+            WHOLE=columns >= rows.shape[1],
+            ROWS=tile,
+            COLUMNS=columns,
+            **launched(cut),
+        )
+    return out
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return the norm in float64."""
+    wide = x.double()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight.double()
+
+
+def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Inputs:
+    """Return rows of a residual stream and a weight around one."""
+    x = torch.randn(sizes["rows"], sizes["width"], generator=generator, device=device, dtype=torch.float32)
+    weight = 1 + 0.1 * torch.randn(sizes["width"], generator=generator, device=device, dtype=torch.float32)
+    return {"x": x.to(dtype), "weight": weight.to(dtype), "epsilon": 1e-6}
+
+
+def shapes(facts: Facts) -> list[Sizes]:
+    """Return the norms of the stream, of the heads (Qwen3) and of the latent ranks (DeepSeek)."""
+    found: list[Sizes] = [{"rows": tokens, "width": facts.hidden} for tokens in TOKENS]
+    for tokens in TOKENS:
+        if facts.qk_norm:
+            found += [{"rows": tokens * heads, "width": facts.head_dim} for heads in (facts.heads, facts.kv_heads)]
+        found += [{"rows": tokens, "width": rank} for rank in (facts.q_lora_rank, facts.kv_lora_rank) if rank]
+    return found
+
+
+def moved(inputs: Inputs) -> int:
+    """Return the bytes of x read once and written once, and of the weight."""
+    return 2 * size_of(inputs["x"]) + size_of(inputs["weight"])
+
+
+OPERATOR: Final = Operator(
+    name="rms-norm",
+    family="norm",
+    launch=launch,
+    reference=reference,
+    inputs=inputs,
+    shapes=shapes,
+    reduced=lambda sizes: shrunk(sizes, rows=48, width=8192),
+    edges={
+        "one row": {"rows": 1, "width": 128},
+        "empty": {"rows": 0, "width": 128},
+        "odd": {"rows": 7, "width": 641},
+        "longer than a tile": {"rows": 3, "width": 8193 + 64},
+    },
+    hostile=("x",),
+    strided=("x",),
+    moved=moved,
+    flops=lambda inputs: 4 * inputs["x"].numel(),
+)
