@@ -29,6 +29,8 @@ LEAST: Final = 1e-9
 """Nats below which a divergence is drawn: a logarithm has no zero."""
 RANKS: Final = ("p50", "p90", "p99", "p99.9", "max")
 WIDTH: Final = 460
+NIGHT: Final = "#151b23"
+"""The paper of a picture on a dark page."""
 STYLE: Final[JSON] = {
     "background": "white",
     "config": {
@@ -70,6 +72,28 @@ def draw(specs: Mapping[str, JSON], kind: str = "svg") -> dict[str, bytes]:
         except ValueError as problem:
             raise TemplateError(f"picture {name} cannot be drawn: {problem!s:.300}") from problem
     return found
+
+
+def night(specs: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Return the same pictures for a dark page: light lines and letters, and hollow points that show what is behind them."""
+    config = {
+        **STYLE["config"],
+        "axis": {**STYLE["config"]["axis"], "gridColor": "#2b323b", "labelColor": "#e6edf3", "titleColor": "#e6edf3"}
+        | {"tickColor": "#9da7b3", "domainColor": "#9da7b3"},
+        "title": {**STYLE["config"]["title"], "color": "#e6edf3", "subtitleColor": "#9da7b3"},
+        "text": {"color": "#e6edf3"},
+    }
+    dark = {"#57606a": "#9da7b3", "white": NIGHT, "#0969da": "#79b8ff", "#cf222e": "#ff8e85"}
+    dark |= {"#1a7f37": "#6fdd8b", "#9a6700": "#f2cc60", "#6e7781": "#9da7b3", "#8250df": "#cbb2ff"}
+    return {name: {**_recoloured(spec, dark), "background": NIGHT, "config": config} for name, spec in specs.items()}
+
+
+def _recoloured(value: Any, colours: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: item if name == "values" else _recoloured(item, colours) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_recoloured(item, colours) for item in value]
+    return colours.get(value, value) if isinstance(value, str) else value
 
 
 def forest(record: JSON) -> JSON | None:

@@ -36,18 +36,15 @@ def render_report(record: JSON, pictures: Mapping[str, tuple[bytes, str]], wrong
     if language not in known:
         raise UsageError(f"there is no report in {language!r}", next_step=f"there are: {', '.join(known)}")
     which = ["--chip", record["chip"]["id"], "--model", record["model"]["id"], "--precision", arm(record)]
-    verdicts = sorted(record["verdicts"], key=lambda verdict: STATUSES.index(verdict["status"]))
     values: dict[str, Any] = {
         "record": record,
         "words": known[language],
         "language": language,
         "title": f"{record['model']['name']} · {record['chip']['name']} · {record['precision']}",
-        "told": [verdict for verdict in verdicts if family(verdict["name"]) != "conformance"],
-        "checks": [verdict for verdict in verdicts if family(verdict["name"]) == "conformance"],
-        "count": {status: sum(verdict["status"] == status for verdict in verdicts) for status in STATUSES},
+        **verdicts_told(record),
         "loads": loads_of(record.get("performance")),
         "pictures": [
-            {"name": name, "address": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), "said": said}
+            {"name": name, "address": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), "said": said, "night": ""}
             for name, (svg, said) in pictures.items()
         ],
         "wrong": wrong[:SHOWN],
@@ -55,9 +52,16 @@ def render_report(record: JSON, pictures: Mapping[str, tuple[bytes, str]], wrong
         "command": shell_line(record["serve"]["command"]) if record["serve"]["command"] else "",
         "pull": shell_line(["release", "pull", *which]),
         "folder": f"pulled/{record['chip']['id']}/{record['model']['id']}/{tag_of(arm(record))}",
-        "pins": list(_pins(record)),
+        "pins": list(pins_of(record)),
     }
     return render_page(TEMPLATE, values)
+
+
+def verdicts_told(record: JSON) -> JSON:
+    """Return a record's verdicts as pages tell them: what did not pass first, `checks` of conformance apart from what is `told` in full."""
+    verdicts = sorted(record["verdicts"], key=lambda verdict: STATUSES.index(verdict["status"]))
+    checks = [verdict for verdict in verdicts if family(verdict["name"]) == "conformance"]
+    return {"told": [verdict for verdict in verdicts if verdict not in checks], "checks": checks}
 
 
 def wrong_answers(folder: Path) -> list[JSON]:
@@ -79,7 +83,7 @@ def wrong_answers(folder: Path) -> list[JSON]:
     return found
 
 
-def _pins(record: JSON) -> Iterator[tuple[str, str]]:
+def pins_of(record: JSON) -> Iterator[tuple[str, str]]:
     """Yield what the release is and was made from, by digest."""
     if record["image"]:
         yield "image", record["image"]["manifest"]["digest"]

@@ -181,6 +181,14 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{body}\n{fence}"
 
 
+def script_data(value: object) -> Markup:
+    """Return a value as JSON that may stand in a <script> of a page: nothing in it can end the element or begin a comment (HTML, 4.12.1.3)."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    for sign in ("<", ">", "&", "\u2028", "\u2029"):
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(plain_text(text))
+
+
 def plain_text(value: object) -> str:
     """Return a value as text without control signs, and none that turns the direction of what stands beside it (Unicode UAX 9)."""
     return TURNING.sub("", UNPRINTABLE.sub("\ufffd", str(value)))
@@ -189,6 +197,7 @@ def plain_text(value: object) -> str:
 @cache
 def _pages() -> jinja2.Environment:
     environment = _environment().overlay(autoescape=True)
+    environment.filters = {**environment.filters, "data": script_data}
     environment.finalize = lambda value: value if isinstance(value, jinja2.runtime.Macro | Markup) else plain_text(value)
     return environment
 

@@ -36,7 +36,7 @@ FLOORS: Final = (
     ("stages",),
     ("house", "new"),
     ("build", "doctor", "cards", "convert", "report", "signing"),
-    ("pull", "batch"),
+    ("pull", "batch", "site"),
     ("show",),
     ("cli",),
     ("__main__",),
@@ -72,6 +72,7 @@ HEAVY: Final = (
     "triton",
     "vl_convert",
     "cyclonedx",
+    "markdown_it",
 )
 LONGEST_FILE: Final = 400
 LONGEST_FUNCTION: Final = 60
