@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from release.errors import VerificationError
-from release.oci import sha256
+from release.oci import canonical, sha256
 from release.publish.card import arm
 from release.publish.dsse import strict
 from release.publish.record import SCHEMA as RECORD_SCHEMA
@@ -120,6 +120,9 @@ def entry_of(found: Found) -> Entry:
         chip, model, spelled = split_cell(record["cell"])
         if (chip, model, spelled) != (record["chip"]["id"], record["model"]["id"], arm(record)):
             raise ValueError(f"its cell is {record['cell']}, and it speaks of another")
+        for what, names in ((record["chip"], ("name", "vendor")), (record["model"], ("name", "vendor", "family", "license"))):
+            if not all(isinstance(what.get(name, ""), str) for name in names) or not what["name"].strip():
+                raise ValueError("it calls chip or model by no name")
         if not LABEL.fullmatch(record["engine"]):
             raise ValueError("its engine has no name")
         planned = record["image"] is None and record["verdicts"] == [] and record["state"] == State.PLANNED
@@ -128,6 +131,7 @@ def entry_of(found: Found) -> Entry:
             raise ValueError("it has verdicts on no image")
         made = None if planned else _time(record["created"])
         _waivers(record)
+        canonical(record)  # half a character, which no page can say, raises ValueError
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise VerificationError(f"the record {found.digest[:19]} cannot be shown: {problem!s:.200}") from problem
     return Entry(found, f"{chip}/{model}@{spelled}", chip, model, record["precision"], spelled, record["engine"], state, made, ())

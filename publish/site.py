@@ -17,7 +17,7 @@ from release.publish.card import loads_of, render_card
 from release.publish.catalogue import SCHEMA, Entry, Signature
 from release.publish.report import pins_of, verdicts_told
 from release.templates.html import html_of
-from release.templates.render import FOLDER, render, render_page, shell_line
+from release.templates.render import FOLDER, plain_text, render, render_page, shell_line
 from release.types import JSON, State, tag_of
 
 LETTERS: Final = {State.VALIDATED: "V", State.BUILT: "B", State.BLOCKED: "X", State.PLANNED: "P"}
@@ -31,6 +31,8 @@ POLICY: Final = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 
 FEED: Final = uuid.UUID("6f1f4d43-5cf0-5d0f-9d0a-3f2a7b1f6a55")
 """The name space of the feed's ids."""
 LONGEST_FEED: Final = 100
+BROKEN: Final = (ReleaseError, KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError)
+"""What comes of a record that is none."""
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -76,26 +78,46 @@ def render_site(
     """
     words = words_of(site.language)
     title = site.title or words["catalogue"]
-    items = {entry.path: _item(entry, words) for entry in entries}
-    files: dict[str, bytes] = {}
-    shown: list[Entry] = []
-    missing = list(left_out)
-    for entry in entries:
-        history = [items[other.path] for other in entries if other.cell == entry.cell]
-        try:
-            made = _release(entry, history, pictures.get(entry.path, {}), words, site)
-        except (ReleaseError, KeyError, TypeError, AttributeError, ValueError, IndexError) as problem:
-            missing.append((entry.found.place or entry.cell, f"{problem!s:.200}"))
-            continue
-        files |= made
-        shown.append(entry)
+    missing = [(plain_text(place), plain_text(reason)) for place, reason in left_out]
+    items, files = _pages(entries, pictures, words, site, missing)
+    shown = [entry for entry in entries if entry.path in items]
     shown.sort(key=lambda entry: entry.made or NEVER, reverse=True)  # what is planned comes last, and stays in its order
-    kept = [items[entry.path] | {"number": number} for number, entry in enumerate(shown)]
-    files["index.html"] = _index(shown, kept, missing, words, site, title)
-    files["feed.xml"] = _feed(shown, kept, words, site, title)
+    listed = [items[entry.path] | {"number": number} for number, entry in enumerate(shown)]
+    files["index.html"] = _index(shown, listed, missing, words, site, title)
+    files["feed.xml"] = _feed(shown, listed, words, site, title)
     files["site.css"] = render(SHEET, {}).encode()
-    files["catalogue.json"] = _data(shown, kept, missing, files)
+    files["catalogue.json"] = _data(shown, listed, missing, files)
     return files
+
+
+def _pages(
+    entries: Sequence[Entry],
+    pictures: Mapping[str, Mapping[str, Picture]],
+    words: JSON,
+    site: Site,
+    missing: list[tuple[str, str]],
+) -> tuple[dict[str, JSON], dict[str, bytes]]:
+    """Return what lists say of each release, by its path, and the files of their pages; those that cannot be made go to `missing`."""
+    items: dict[str, JSON] = {}
+    history: dict[str, list[JSON]] = {}
+    files: dict[str, bytes] = {}
+    broken: dict[str, Exception] = {}
+    for entry in entries:
+        try:
+            items[entry.path] = _item(entry, words) | {"newest": entry.cell not in history}
+            history.setdefault(entry.cell, []).append(items[entry.path])
+        except BROKEN as problem:
+            broken[entry.path] = problem
+    for entry in (entry for entry in entries if entry.path in items):
+        try:
+            files |= _release(entry, history[entry.cell], pictures.get(entry.path, {}), words, site)
+        except BROKEN as problem:
+            broken[entry.path] = problem
+    if not broken:
+        return items, files
+    sound = [entry for entry in entries if entry.path not in broken]  # anew: the others of their cells must not lead to them
+    missing += [(e.found.place or e.cell, plain_text(f"{broken[e.path]!s:.200}")) for e in entries if e.path in broken]
+    return _pages(sound, pictures, words, site, missing)
 
 
 def _item(entry: Entry, words: JSON) -> JSON:
@@ -103,9 +125,9 @@ def _item(entry: Entry, words: JSON) -> JSON:
     record, found = entry.found.record, entry.found
     accuracy: JSON = next((v for v in record["verdicts"] if v["name"] == "accuracy"), {})
     signed = words["signed-plain"] if found.signature is Signature.SIGNED else words["marks"].get(str(found.signature), "")
-    return {
+    item = {
         **{"cell": entry.cell, "chip": entry.chip, "model": entry.model, "precision": entry.precision, "arm": entry.arm},
-        **{"engine": entry.engine, "state": entry.state.value, "letter": LETTERS[entry.state], "newest": entry.newest},
+        **{"engine": entry.engine, "state": entry.state.value, "letter": LETTERS[entry.state]},
         **{"marks": [mark.value for mark in entry.marks], "path": entry.path, "short": found.digest[7:19]},
         "made": entry.made and _stamp(entry.made),
         "title": f"{record['model']['name']} · {record['chip']['name']} · {entry.arm}",
@@ -114,6 +136,7 @@ def _item(entry: Entry, words: JSON) -> JSON:
         "reported": sum(len(table["scores"]) for table in record.get("reported") or ()),
         "signed": f"{words['signed']} {', '.join(found.signers)}" if found.signers else signed,
     }
+    return item | {"found-by": _searched(entry, item, words)}
 
 
 def _stamp(made: datetime) -> str:
@@ -126,7 +149,7 @@ def _release(entry: Entry, history: list[JSON], pictures: Mapping[str, Picture],
     file = entry.path.rpartition("/")[2]
     try:
         card = render_card(record, site.language)
-    except (ReleaseError, KeyError, TypeError, AttributeError, ValueError, IndexError):
+    except BROKEN:
         card = ""
     which = ["--chip", entry.chip, "--model", entry.model, "--precision", entry.arm]
     place = entry.found.place
@@ -189,9 +212,9 @@ def _index(
         "policy": f"{POLICY}; script-src '{_hash(render(SCRIPT, {}))}'",
         "chips": columns,
         "models": [(model, facts["name"]) for model, facts in sorted(models.items())],
-        "cells": sum(entry.newest for entry in entries),
+        "cells": sum(item["newest"] for item in items),
         "day": max((item["made"][:10] for item in items if item["made"]), default=""),
-        "states": [(s.value, LETTERS[s], sum(e.newest and e.state is s for e in entries)) for s in LETTERS],
+        "states": [(s.value, LETTERS[s], sum(i["newest"] and i["state"] == s for i in items)) for s in LETTERS],
         "marks": sorted({mark for item in items for mark in item["marks"]}),
         "looked": any(entry.found.signature for entry in entries),
         "choices": [
@@ -199,7 +222,7 @@ def _index(
             ("model", "model", [(model, facts["name"]) for model, facts in sorted(models.items())]),
             ("precision", "precision", [(each, each) for each in precisions]),
         ],
-        "index": [_searched(entry, item, words) for entry, item in zip(entries, items, strict=True)],
+        "index": [item["found-by"] for item in items],
     }
     return render_page("site/index.html.j2", values).encode()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from release.errors import MatrixError, ReleaseError, UsageError, VerificationError
+from release.errors import MatrixError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from release.house import House
@@ -171,7 +171,7 @@ def _planned(house: House, known: set[str]) -> Iterator[Found]:
 def _pictures(entries: Sequence[Entry]) -> dict[str, dict[str, Picture]]:
     """Return the pictures of each release by its path, drawn anew from its record; none without the extra `report`."""
     from release.publish.pictures import draw, facts_of, night, pictures_of, renderer
-    from release.publish.site import Picture
+    from release.publish.site import BROKEN, Picture
 
     made: dict[str, dict[str, Picture]] = {}
     if renderer() is None:
@@ -181,7 +181,7 @@ def _pictures(entries: Sequence[Entry]) -> dict[str, dict[str, Picture]]:
             specs = pictures_of(entry.record)
             said, dark = facts_of(specs), draw(night(specs))
             made[entry.path] = {name: Picture(svg, dark[name], said[name]) for name, svg in draw(specs).items()}
-        except (ReleaseError, KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError):
+        except BROKEN:
             continue  # a record of which no picture can be drawn has a page without
     return made
 

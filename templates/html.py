@@ -37,6 +37,9 @@ def html_of(markdown: str, below: int = 0) -> Markup:
             token.attrs = {"class": "number"} if token.attrs.get("style") == RIGHT else {}  # the page's policy lets no style in
         elif token.type == "fence":
             token.info, token.attrs = "", {"tabindex": "0"}  # it may scroll, and a keyboard must reach it
+    for opened, inside, closed in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if opened.type == "th_open" and not inside.content:
+            opened.tag = closed.tag = "td"  # a heading that says nothing is none
     _fold(tokens)
     return Markup(reader.renderer.render(tokens, reader.options, {}))
 

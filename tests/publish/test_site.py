@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import pytest
 from catalogues import WAIVER, built, found, planned, records
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from release.errors import UsageError, VerificationError
 from release.oci import canonical
@@ -222,7 +224,7 @@ def hostile(value: Any, name: str = "") -> Any:
 def test_hostile_records_stay_text_on_every_page(language: str) -> None:
     entries = made(*map(hostile, records()))
     files = pages(entries, language=language, title=HOSTILE)
-    assert json.loads(files["catalogue.json"])["left-out"] == [{"place": "somewhere", "reason": HOSTILE}]
+    assert json.loads(files["catalogue.json"])["left-out"] == [{"place": "somewhere", "reason": HOSTILE.replace("\u202e", "")}]
     for name, data in files.items():
         if name.endswith(".xml"):
             assert {element.tag.rpartition("}")[2] for element in ET.fromstring(data).iter()} <= {
@@ -347,3 +349,60 @@ def test_data_in_a_page_cannot_end_its_element() -> None:
     value = {"a": f"{HOSTILE}<!--\u2028&"}
     text = str(script_data(value))
     assert not set(text) & set("<>&\u2028\u202e") and json.loads(text) == {"a": value["a"].replace("\u202e", "")}
+
+
+def test_a_release_whose_page_cannot_be_made_is_left_out_and_nothing_leads_to_it() -> None:
+    bad, good = (
+        built("abacus", "pebble-7b", "bf16", day="2026-11-25", reported=[{"scores": [1]}]),
+        built("abacus", "pebble-7b", "bf16"),
+    )
+    files = pages(made(bad, good))
+    document = json.loads(files["catalogue.json"])
+    assert [one["place"] for one in document["left-out"]] == ["somewhere", "abacus/pebble-7b@bf16"]
+    assert [(one["made"][:10], one["newest"]) for one in document["releases"]] == [("2026-11-20", True)]
+    assert len([name for name in files if name.endswith(".html")]) == 2
+    assert b"There is a newer release" not in files[document["releases"][0]["page"]]
+
+
+# Anything at all
+
+LEAVES: Final = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+VALUES: Final = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6
+)
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the way to everything in a document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(way for key, item in inner for way in places_in(item, (*place, key)))]
+
+
+PLACES: Final = places_in(built("abacus", "pebble-7b", "bf16", status="SKIPPED", waivers=[WAIVER]))[1:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
+def test_whatever_stands_in_a_record_it_is_shown_as_text_or_left_out(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+    record = built("abacus", "pebble-7b", "bf16", status="SKIPPED", waivers=[WAIVER])
+    for (*way, last), value in changes:
+        inside: Any = record
+        try:
+            for key in way:
+                inside = inside[key]
+            inside[last] = value
+        except (KeyError, IndexError, TypeError):
+            continue
+    data = json.dumps(record).encode()
+    try:
+        entries = catalogue([Found(data)])
+    except VerificationError:
+        return
+    files = render_site(entries, {}, [], Site())
+    document = json.loads(files["catalogue.json"])
+    assert len(document["releases"]) + len(document["left-out"]) == 1
+    ET.fromstring(files["feed.xml"])
+    for name in (name for name in files if name.endswith(".html")):
+        page = Page(files[name])
+        assert len(page.scripts) == (2 if name == "index.html" and document["releases"] else 0)
+        assert not {tag for tag, _ in page.tags} & {"style", "img", "iframe", "object"}
