@@ -32,7 +32,7 @@ FLOORS: Final = (
     ("grid",),
     ("sources",),
     ("supply", "trial"),
-    ("consistency", "measure", "benchmarks"),
+    ("consistency", "measure", "benchmarks", "operators"),
     ("stages",),
     ("house", "new"),
     ("build", "doctor", "cards", "convert", "report", "signing"),

@@ -15,7 +15,7 @@ try:  # a tenth of a second in which Ctrl-C may come before `main` can catch it
     import click
 
     from release import __version__
-    from release.cli import card, host, report, signing, site, sources, validate, weights, work
+    from release.cli import card, host, kernels, report, signing, site, sources, validate, weights, work
     from release.cli import matrix as table
     from release.errors import ReleaseError
 except KeyboardInterrupt:
@@ -83,6 +83,7 @@ for command in (
     *(table.matrix_, table.explain, table.new),
     *(work.plan, work.build, work.pull, work.serve),
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report, site.site),
+    kernels.kernels,
     *(signing.keys, signing.sign, signing.verify),
     *(host.doctor, host.base, host.completion),
 ):

@@ -1,0 +1,91 @@
+"""What an operator is tried with: a model's own shapes, the edges, hostile values, and memory laid out to show mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import torch
+
+from .operator import Facts, Inputs, Operator, Sizes
+
+SEED: Final = 20_261_128
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: its name, how its inputs are made, and whether rows lie apart (with poison between) or far apart."""
+
+    name: str
+    dtype: str
+    make: Callable[[], Inputs]
+    apart: bool = False
+    far: bool = False
+
+
+def cases_of(operator: Operator, facts: Facts, dtypes: Sequence[str], device: torch.device, *, reduced: bool) -> Iterator[Case]:
+    """Yield every case of an operator; none where the model does not have it. `reduced` makes shapes small enough for the interpreter."""
+    shapes = operator.shapes(facts)
+    if not shapes:
+        return
+    if reduced:
+        shapes = [dict(items) for items in dict.fromkeys(tuple(operator.reduced(shape).items()) for shape in shapes)]
+    small = operator.edges.get("odd", operator.reduced(shapes[0]))
+    few = {**small, "rows": min(small.get("rows", 3), 3)}
+    for name in dtypes:
+        dtype = getattr(torch, name)
+        for case, sizes in [*((spelled(shape), shape) for shape in shapes), *operator.edges.items()]:
+            yield Case(case, name, partial(made, operator, sizes, dtype, device))
+        for kind in (FINITE if operator.finite else VALUES) if operator.hostile else ():
+            yield Case(kind, name, partial(made, operator, small, dtype, device, kind))
+        if operator.strided:
+            yield Case("rows apart", name, partial(made, operator, small, dtype, device), apart=True)
+            yield Case("rows 2^30 apart", name, partial(made, operator, few, dtype, device), far=True)
+        if operator.adversarial:
+            for kind, inputs in operator.adversarial(dtype, device, generator(device)).items():
+                yield Case(kind, name, partial(dict, inputs))
+
+
+def made(operator: Operator, sizes: Sizes, dtype: torch.dtype, device: torch.device, kind: str = "") -> Inputs:
+    """Return an operator's random inputs, hostile values of a kind planted in them where one is named."""
+    inputs = operator.inputs(sizes, dtype, device, generator(device))
+    for name in operator.hostile if kind else ():
+        VALUES[kind](inputs[name])
+    return inputs
+
+
+def generator(device: torch.device) -> torch.Generator:
+    """Return the source of all random inputs, the same each time."""
+    return torch.Generator(device=device).manual_seed(SEED)
+
+
+def spelled(sizes: Sizes) -> str:
+    """Return sizes in one line."""
+    return " ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def large(values: torch.Tensor) -> None:
+    """Make values as large as can be without their squares overflowing float32; of float16, near its end."""
+    values.mul_(1e4).clamp_(-6e4, 6e4) if values.dtype is torch.float16 else values.mul_(1e15)
+
+
+def some(value: float) -> Callable[[torch.Tensor], None]:
+    """Return what puts a value at a few places."""
+
+    def plant(values: torch.Tensor) -> None:
+        flat = values.view(-1)
+        flat[:: max(1, flat.numel() // 5)] = value
+
+    return plant
+
+
+VALUES: Final[dict[str, Callable[[torch.Tensor], object]]] = {
+    "large values": large,
+    "NaN": some(float("nan")),
+    "infinity": some(float("inf")),
+    "−infinity": some(float("-inf")),
+    "−0": lambda values: values.fill_(-0.0),
+}
+FINITE: Final = ("large values", "−0")

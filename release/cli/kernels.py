@@ -1,0 +1,41 @@
+"""The commands about operators: whether they compute the right thing."""
+
+from __future__ import annotations
+
+import click
+
+from release.cli.options import complete, house_of
+from release.errors import UsageError, VerdictError
+
+
+@click.group()
+def kernels() -> None:
+    """Prove the Triton operators of a model, and say what share of it they are."""
+
+
+@kernels.command()
+@click.option("--chip", required=True, shell_complete=complete("chips"), help="The chip, whose dtypes are checked.")
+@click.option("--model", required=True, shell_complete=complete("models"), help="The model, whose shapes are checked.")
+@click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator, and others so named.")
+@click.option("--cases", is_flag=True, help="A line for every case, not for every operator and dtype.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+@click.pass_context
+def check(context: click.Context, chip: str, model: str, operators: tuple[str, ...], cases: bool, as_json: bool) -> None:
+    """Compare each operator with a float64 reference, at the model's shapes and at the edges.
+
+    Where no device is here, it runs in Triton's interpreter on reduced shapes. $RELEASE_KERNELS_PYTHON names the Python that has
+    torch and triton, if it is not this one. Exit code 4 if an operator failed, or if nothing could be checked.
+    """
+    from release.operators import check as proof
+    from release.operators import listed
+    from release.show.kernels import checked
+
+    matrix = house_of(context).matrix
+    for name in operators:
+        if name not in listed():
+            raise UsageError(f"there is no operator {name!r}", next_step=f"there are: {', '.join(listed())}")
+    found = proof(matrix.chip(chip), matrix.model(model), operators)
+    click.echo(checked(found, cases=cases, as_json=as_json))
+    if not found.passed:
+        failed = sum(verdict.status.value == "FAILED" for verdict in found.verdicts)
+        raise VerdictError(f"{chip}/{model}: {f'{failed} cases failed' if failed else 'nothing was checked'}")

@@ -1,0 +1,153 @@
+"""Proof of the kernels for a model: what the room needs to know of it, and its check, run where torch and triton are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from release import kernels
+from release.errors import StageError
+from release.kernels.configurations import table
+from release.kernels.operator import Facts
+from release.processes import run
+from release.types import Chip, Model, Status, Verdict
+
+PYTHON: Final = "RELEASE_KERNELS_PYTHON"
+"""Environment variable: the interpreter that has torch and triton, where it is not ours."""
+ROOM: Final = Path(kernels.__file__).parent
+ALIAS: Final = "release_kernels"
+"""The name under which the room stands alone, as in an image."""
+DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+STRICTEST: Final = "float32"
+"""Always checked, whatever the chip computes in: its narrow tolerance finds the most."""
+ROUTER: Final = {"deepseek-v3": (8, 4)}
+"""Groups of experts and how many of them a token may use, by family (config.json of DeepSeek-V3: n_group, topk_group)."""
+
+
+def facts_of(model: Model) -> Facts:
+    """Return what the kernels need to know of a model. Latent attention turns neighbouring dimensions, all else halves."""
+    shape, moe, mla = model.architecture, model.architecture.moe, model.architecture.mla
+    groups, top = ROUTER.get(model.family, (0, 0)) if moe else (0, 0)
+    return Facts(
+        model=model.id,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        vocabulary=shape.vocabulary,
+        context=shape.context,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        qk_norm=shape.qk_norm,
+        qkv_bias=shape.qkv_bias,
+        rope="interleaved" if mla else "halves",
+        **({name: getattr(mla, name) or 0 for name in type(mla).model_fields} if mla else {}),
+        experts=moe.experts if moe else 0,
+        experts_per_token=moe.experts_per_token if moe else 0,
+        shared_experts=moe.shared_experts if moe else 0,
+        expert_intermediate=moe.intermediate if moe else 0,
+        groups=groups,
+        top_groups=top,
+        block=model.checkpoint.block or 0,
+    )
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found: a verdict for each operator, dtype and case, and on which machine; an empty machine ran nothing."""
+
+    verdicts: tuple[Verdict, ...]
+    machine: dict[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        """Say whether a verdict failed."""
+        return any(verdict.status is Status.FAILED for verdict in self.verdicts)
+
+    @property
+    def passed(self) -> bool:
+        """Say whether something was checked and nothing failed; what was skipped was not checked."""
+        return not self.failed and any(verdict.status is Status.PASSED for verdict in self.verdicts)
+
+
+def check(chip: Chip, model: Model, operators: Sequence[str] = (), *, room: Path = ROOM, library: str = "ours") -> Check:
+    """Check operators (all, where none is named) at a model's shapes, in the chip's dtypes, on the device that is here or in the interpreter.
+
+    A process of its own does it: a kernel that ends it has failed, what came after it in the same operator is skipped, and the next one
+    goes on.
+    """
+    request = {
+        "facts": asdict(facts_of(model)),
+        "operators": list(operators),
+        "dtypes": sorted({STRICTEST, *(DTYPES[dtype] for dtype in chip.dtypes if dtype in DTYPES)}),
+        "library": library,
+    }
+    return _checked(request, room)
+
+
+def _checked(request: dict[str, Any], room: Path) -> Check:
+    verdicts: list[Verdict] = []
+    machine: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="release-kernels-") as scratch:
+        folder = Path(scratch)
+        (folder / ALIAS).symlink_to(room.resolve())
+        after: str | None = None
+        while True:
+            lines, problem = _ask({**request, "after": after}, folder)
+            begun: list[str] | None = None
+            for line in lines:
+                machine = line.get("machine", machine)
+                begun = line.get("begun", begun)
+                if "missing" in line:
+                    return Check((_missing(line["missing"]),), {})
+                if "result" in line:
+                    verdicts.append(_verdict(**line["result"]))
+                    begun = None
+            if problem is None:
+                return Check(tuple(verdicts), machine)
+            if begun is None:
+                raise problem
+            operator, case, dtype = begun
+            verdicts.append(_verdict(operator, case, dtype, "FAILED", "the process ended", "a result", str(problem)))
+            verdicts.append(
+                _verdict(operator, "", "", "SKIPPED", "nothing", "a result", "the cases after the one that ended the process")
+            )
+            after = operator
+
+
+def _ask(request: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], StageError | None]:
+    """Return the lines that the room wrote for a request, and how its process failed, if it did."""
+    asked, results = folder / "request.json", folder / "results.jsonl"
+    asked.write_text(json.dumps(request), encoding="utf-8")
+    results.write_text("")
+    environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TRITON_INTERPRET": ""}
+    problem = None
+    try:
+        python = os.environ.get(PYTHON) or sys.executable
+        run([python, "-m", f"{ALIAS}.check", str(asked), str(results)], env=environment, cwd=folder)
+    except StageError as caught:
+        problem = caught
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()], problem
+
+
+def _verdict(operator: str, case: str, dtype: str, status: str, measured: str, wanted: str, reason: str) -> Verdict:
+    name = "/".join(part for part in ("operators", operator, dtype, case) if part)
+    figures = {"operator": operator, "dtype": dtype, "case": case}
+    return Verdict(name=name, status=Status(status), measured=measured, wanted=wanted, reason=reason, figures=figures)
+
+
+def _missing(why: str) -> Verdict:
+    return Verdict(
+        name="operators", status=Status.SKIPPED, measured="nothing", wanted="operators that compute the right thing", reason=why
+    )
+
+
+def listed() -> tuple[str, ...]:
+    """Return the names of the room's operators; each has its configurations, and no torch is loaded to know them."""
+    return tuple(table())
