@@ -55,19 +55,21 @@ class Memory(TorchDispatchMode):  # type: ignore[misc]  # torch is not looked in
         return tensor
 
     def allocate(self, shape: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Return a poisoned tensor between fences, or a far one."""
+        """Return a poisoned tensor between fences, or a far one, of which only the rows count as its own."""
         length = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
+        size = dtype.itemsize
         if self.far and len(shape) > 1:
-            length += (shape[0] - 1) * (APART - stride[0])
-            tensor = mapped(length, dtype, device).as_strided(shape, (APART, *stride[1:]))
-            tensor.fill_(poison_of(dtype))
+            whole = mapped(length + (shape[0] - 1) * (APART - stride[0]), dtype, device)
+            tensor = whole.as_strided(shape, (APART, *stride[1:])).fill_(poison_of(dtype))
+            row = length - (shape[0] - 1) * stride[0]
+            starts = [tensor.data_ptr() + number * APART * size for number in range(shape[0])]
+            self.kept += [(start, start + row * size, tensor) for start in starts]
         else:
             whole = torch.empty(length + 2 * FENCE, dtype=dtype, device=device).fill_(poison_of(dtype))
             self.fenced.append((whole[:FENCE], whole[FENCE + length :], whole[:FENCE].clone()))
             tensor = whole.as_strided(shape, stride, FENCE)
-        start = tensor.data_ptr()
-        self.storages.add(tensor.untyped_storage().data_ptr())
-        self.kept.append((start, start + length * tensor.element_size(), tensor))
+            self.kept.append((tensor.data_ptr(), tensor.data_ptr() + length * size, tensor))
+        self.storages.add(whole.untyped_storage().data_ptr())
         return tensor
 
     def place(self, tensor: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
@@ -80,7 +82,7 @@ class Memory(TorchDispatchMode):  # type: ignore[misc]  # torch is not looked in
         return self.allocate(tensor.shape, tuple(stride), tensor.dtype, tensor.device).copy_(tensor)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Return first and past-the-last address of each tensor."""
+        """Return first and past-the-last address of each tensor, or each row of a far one."""
         return [(start, end) for start, end, _ in self.kept]
 
     def broken(self) -> int:

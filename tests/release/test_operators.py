@@ -1,0 +1,145 @@
+"""The check of kernels: what it needs of a model, that it finds planted errors, and that it never passes what it did not check."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from release.matrix.load import Matrix
+from release.operators import PYTHON, ROOM, Check, check, facts_of, listed
+from release.show.kernels import checked
+from release.types import Status, Verdict
+
+CPU: Final = Matrix().chip("cpu")
+TINY: Final = Matrix().model("tiny-qwq")
+
+PLANTED: Final = {
+    "a wrong mask at the edge": (
+        *("softmax", "softmax.py"),
+        *('mask=mask, other=float("-inf")', 'mask=(row < rows) & (start + column <= width), other=float("-inf")'),
+    ),
+    "a missing scale": ("int8-per-token", "int8_quantise.py", "most / 127.0", "most"),
+    "swapped halves": ("rotary", "rotary.py", "(a * cos - b * sin)", "(b * cos - a * sin)"),
+    "a race on the output": ("silu-mul", "silu_mul.py", "tl.program_id(1) * COLUMNS", "tl.program_id(1) * (COLUMNS - 1)"),
+    "an offset of 32 bits": ("rms-norm", "rms_norm.py", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),
+    "a kernel that ends the process": (
+        *("add-rms-norm", "add_rms_norm.py"),
+        *('cut = configured("add-rms-norm", configuration)', "__import__('os').abort()"),
+    ),
+}
+"""Of each error: the operator, its file, what stood there, and what stands there now."""
+FOUND_BY: Final = {
+    "a wrong mask at the edge": ("elements outside of every tensor", "a race"),
+    "a missing scale": ("too far from the float64 reference",),
+    "swapped halves": ("too far from the float64 reference",),
+    "a race on the output": ("a race: ",),
+    "an offset of 32 bits": ("reads 641 elements outside of every tensor",),
+    "a kernel that ends the process": ("ended with status",),
+}
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Check:
+    """Check a copy of the room in which each operator has one error."""
+    room = tmp_path_factory.mktemp("room") / "kernels"
+    shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("__pycache__"))
+    for _, name, was, now in PLANTED.values():
+        file = room / "operators" / name
+        text = file.read_text(encoding="utf-8")
+        assert text.count(was) == 1, f"{name} changed: {was!r} stands there {text.count(was)} times"
+        file.write_text(text.replace(was, now), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(PYTHON, raising=False)
+        return check(CPU, TINY, [operator for operator, *_ in PLANTED.values()], room=room)
+
+
+def failures(found: Check, operator: str) -> list[Verdict]:
+    return [verdict for verdict in found.verdicts if verdict.status is Status.FAILED and verdict.figures["operator"] == operator]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("error", PLANTED)
+def test_the_check_catches(spoilt: Check, error: str) -> None:
+    found = failures(spoilt, PLANTED[error][0])
+    assert any(sign in verdict.reason for verdict in found for sign in FOUND_BY[error]), found
+    assert not spoilt.passed
+
+
+@pytest.mark.integration
+def test_an_offset_of_32_bits_shows_only_where_rows_lie_far_apart(spoilt: Check) -> None:
+    assert {verdict.figures["case"] for verdict in failures(spoilt, "rms-norm")} == {"rows 2^30 apart"}
+
+
+@pytest.mark.integration
+def test_a_race_shows_though_every_result_is_right(spoilt: Check) -> None:
+    assert {verdict.figures["case"] for verdict in failures(spoilt, "silu-mul")} == {"longer than a tile"}
+
+
+@pytest.mark.integration
+def test_what_came_after_a_kernel_that_ended_the_process_is_skipped_not_passed(spoilt: Check) -> None:
+    own = [
+        verdict for verdict in spoilt.verdicts if verdict.figures["operator"] == "add-rms-norm" and verdict.figures["case"] != ""
+    ]
+    assert [verdict.status for verdict in own] == [Status.FAILED]
+
+
+@pytest.mark.integration
+def test_sound_operators_pass_at_the_shapes_of_a_model_in_the_dtypes_of_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    found = check(CPU, TINY, ["rms-norm", "rotary", "softmax"])
+    assert found.passed, checked(found, cases=False, as_json=False)
+    assert {verdict.figures["dtype"] for verdict in found.verdicts if verdict.status is Status.PASSED} == {"float32", "bfloat16"}
+    skipped = [verdict for verdict in found.verdicts if verdict.status is Status.SKIPPED]
+    assert {verdict.figures["dtype"] for verdict in skipped} == {"float16"}
+    assert {verdict.reason for verdict in skipped} == {"the chip does not compute in it"}
+    said = checked(found, cases=False, as_json=False)
+    if found.machine["interpreted"]:
+        assert "reduced shapes; this proves what kernels mean and nothing about a device" in said
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("flag", "version", "why"),
+    [("-S", "", "torch cannot be imported"), ("", "2.1.0", "triton is 2.1.0, and these kernels need 3.2")],
+)
+def test_without_torch_or_with_an_old_triton_nothing_is_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, version: str, why: str
+) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec {sys.executable} {flag} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv(PYTHON, str(python))
+    found = check(CPU, TINY)
+    assert [verdict.status for verdict in found.verdicts] == [Status.SKIPPED]
+    assert why in found.verdicts[0].reason
+    assert not found.passed
+
+
+def test_a_check_of_nothing_has_not_passed() -> None:
+    assert not Check((), {}).passed
+    skipped = Verdict(name="operators", status=Status.SKIPPED, measured="nothing", wanted="a result", reason="no torch")
+    assert not Check((skipped,), {}).passed
+    assert "1 SKIPPED" in checked(Check((skipped,), {}), cases=False, as_json=False)
+
+
+def test_the_facts_of_a_model_are_those_of_its_config() -> None:
+    facts = facts_of(Matrix().model("deepseek-r1"))
+    assert (facts.kv_lora_rank, facts.qk_rope_head_dim, facts.rope, facts.block) == (512, 64, "interleaved", 128)
+    assert (facts.experts, facts.experts_per_token, facts.groups, facts.top_groups) == (256, 8, 8, 4)
+    facts = facts_of(TINY)
+    assert (facts.experts, facts.kv_lora_rank, facts.rope, facts.groups) == (0, 0, "halves", 0)
+
+
+@pytest.mark.parametrize("model", Matrix().models())
+def test_every_model_of_the_matrix_gives_facts(model: str) -> None:
+    assert facts_of(Matrix().model(model)).hidden > 0
+
+
+def test_operators_are_listed_without_torch() -> None:
+    assert {"rms-norm", "rotary", "int8-per-token"} <= set(listed())
