@@ -15,6 +15,8 @@ from release.build import carry, deliver, ends, push_release, suffices, target_o
 from release.errors import ReleaseError, StageError, UsageError, VerdictError
 from release.grid import grid_for
 from release.house import House
+from release.journal import Journal
+from release.pins import pins_of, texts, traits
 from release.pipeline import Graph, Task, missing
 from release.schedule import Ledger, Limits
 from release.session import Session
@@ -32,7 +34,8 @@ all was done that was asked for."""
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a cell: a release's state or one of the words above, and for a failure the stage, the reason and the failed key."""
+    """What became of a cell: a release's state or one of the words above, and for a failure the stage, the reason, the failed key, the
+    kind of error and what it said besides (a log's end, for one)."""
 
     cell: str
     state: str
@@ -42,6 +45,8 @@ class Fate:
     folder: Path | None = None
     record: JSON | None = None
     pushed: str | None = None
+    error: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ class _Night:
             failed = next(ledger.unreached.get(key, key) for key in stopped)
             task, problem = tasks.tasks[failed], ledger.failed[failed]
             state = FAILED if failed in keys else STANDING
-            return Fate(cell, state, task.stage.name, _words(problem, task), failed)
+            detail = problem.next_step if isinstance(problem, ReleaseError) else ""
+            return Fate(cell, state, task.stage.name, _words(problem, task), failed, error=type(problem).__name__, detail=detail)
         if (cell, "publish") not in tasks.of or until not in (None, "publish"):
             return Fate(cell, DONE)
         try:
@@ -159,8 +165,21 @@ class _Night:
             sound = suffices(record, self.least)
             pushed = push_release(folder, target_of(cell, self.to, None)) if self.to and sound else None
         except ReleaseError as problem:
-            return Fate(cell, FAILED, "publish", problem.message)
+            return Fate(cell, FAILED, "publish", problem.message, error=type(problem).__name__, detail=problem.next_step)
         return Fate(cell, str(record["state"]), folder=folder, record=record, pushed=pushed)
+
+    def told(self, cell: str) -> JSON:
+        """Return a cell's fate for the journal: what triage needs, pins and verdicts that are not PASSED among it."""
+        fate = self.fates[cell]
+        verdicts = [verdict for verdict in (fate.record or {}).get("verdicts", ()) if verdict["status"] != "PASSED"]
+        kept = ("name", "status", "measured", "wanted", "reason")
+        return {
+            **{name: getattr(fate, name) for name in ("cell", "state", "stage", "reason", "key", "error", "detail")},
+            "verdicts": [{name: verdict[name] for name in kept} for verdict in verdicts],
+            "pins": {}
+            if fate.state == REFUSED
+            else traits(plan := self.house.plan(cell)) | texts(pins_of(plan, self.house.matrix)),
+        }
 
 
 def _words(problem: BaseException, task: Task) -> str:
@@ -193,15 +212,19 @@ def build_all(
     looked_at = missing(tasks, wanted, house.store)
     progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
     own = session or Session(house.engine_kind)
+    journal = Journal.begin(house.store, cells, until)
     ledger = carry(house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks))
     if not keep_going:  # what was left alone stands on the first failure, in a way
         first = next(iter(ledger.failed), None)
         left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}
         ledger.unreached = {**dict.fromkeys(left, str(first)), **ledger.unreached}
-    for cell in kept:
-        night.fates[cell] = night.judge(cell, tasks, ledger, until)
+    for cell in cells:
+        if cell in kept:
+            night.fates[cell] = night.judge(cell, tasks, ledger, until)
+        journal.note(night.told(cell))
     fates = tuple(night.fates[cell] for cell in cells)
     asked = sum(1 for owner, _ in tasks.of if owner in kept)
+    journal.end(time.monotonic() - began)
     return Batch(fates, tuple(ledger.ran), asked, len(tasks.tasks), time.monotonic() - began)
 
 

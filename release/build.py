@@ -108,8 +108,12 @@ def carry(
     *,
     keep_going: bool = False,
     seconds: Callable[[Task], float] = unit,
+    note: bool = True,
 ) -> Ledger:
-    """Bring the keys `wanted` into the store, and end progress and session however that ends; return what became of it."""
+    """Bring the keys `wanted` into the store, and end progress and session however that ends; return what became of it.
+
+    Without `note`, a later plan does not take what was made here for the cells' own: a trial of other pins, for one.
+    """
     try:
         work = Run(tasks, house.matrix, house.store, session, progress)
         ledger = carry_out(tasks, wanted, work, limits, keep_going=keep_going, seconds=seconds)
@@ -122,7 +126,8 @@ def carry(
         raise
     finally:
         progress.close()
-        house.remember(tasks)
+        if note:
+            house.remember(tasks)
     session.close()
     return ledger
 

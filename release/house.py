@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -199,13 +199,17 @@ class House:
             raise UsageError(
                 f"there is no stage {until!r}{parse.near(until, names)}", next_step=f"the stages are: {', '.join(names)}"
             )
-        plans: dict[str, Plan] = {}
+        return graph(STAGES, self.plans(cells), self.matrix, cells, until or names[-1])
+
+    def plans(self, cells: Iterable[str]) -> dict[str, Plan]:
+        """Return the plans of cells and of all that they are compared with. Raises MatrixError for one that is refused."""
+        found: dict[str, Plan] = {}
         for cell in cells:
             following: str | None = cell
-            while following is not None and following not in plans:
-                plans[following] = self.plan(following)
-                following = plans[following].reference
-        return graph(STAGES, plans, self.matrix, cells, until or names[-1])
+            while following is not None and following not in found:
+                found[following] = self.plan(following)
+                following = found[following].reference
+        return found
 
     def reasons(self, tasks: Graph) -> dict[tuple[str, str], list[str]]:
         """Return why each stage of each cell would run; an empty list means that the store has its result."""
@@ -213,7 +217,7 @@ class House:
         found = {}
         for (cell, stage), key in tasks.of.items():
             if cell not in history:
-                history[cell] = self._history(cell)
+                history[cell] = self.history(cell)
             found[cell, stage] = (
                 [] if is_valid(self.store, tasks.tasks[key]) else changes(self.store, tasks.tasks[key], history[cell].get(stage))
             )
@@ -235,7 +239,7 @@ class House:
         """Return how long each stage took when it last ran for each of the cells, in seconds; what never ran, or is gone, is left out."""
         found: dict[tuple[str, str], float] = {}
         for cell in cells:
-            for stage, key in self._history(cell).items():
+            for stage, key in self.history(cell).items():
                 if self.store.has(key) and isinstance(seconds := self.store.facts(key).get("seconds"), int | float):
                     found[cell, stage] = float(seconds)
         return found
@@ -243,14 +247,15 @@ class House:
     def remember(self, tasks: Graph) -> None:
         """Note which keys each cell has results for, so that a later plan can say what changed."""
         for cell in {cell for cell, _ in tasks.of}:
-            before = self._history(cell)
+            before = self.history(cell)
             now = before | {stage: key for (owner, stage), key in tasks.of.items() if owner == cell and self.store.has(key)}
             if now != before:
                 with contextlib.suppress(OSError):  # it is a hint for `plan`, no more
                     self._history_path(cell).parent.mkdir(parents=True, exist_ok=True)
                     write_whole(self._history_path(cell), json.dumps(now, indent=1))
 
-    def _history(self, cell: str) -> dict[str, str]:
+    def history(self, cell: str) -> dict[str, str]:
+        """Return the key of the last result of each stage of a cell."""
         try:
             history: dict[str, str] = json.loads(self._history_path(cell).read_bytes())
             return history

@@ -64,8 +64,14 @@ def sources(*templates: str) -> dict[str, str]:
     while following:
         if (name := following.pop()) not in found:
             found[name] = (FOLDER / name).read_text(encoding="utf-8")
-            following += [other for other in meta.find_referenced_templates(_environment().parse(found[name])) if other]
+            following += _named_in(found[name])
     return found
+
+
+@cache
+def _named_in(text: str) -> tuple[str, ...]:
+    """Return the templates that a template's text is made from: parsed once, however many cells are planned."""
+    return tuple(other for other in meta.find_referenced_templates(_environment().parse(text)) if other)
 
 
 def docker_quoted(value: str) -> str:

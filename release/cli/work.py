@@ -14,6 +14,7 @@ from release.cli.options import complete, complete_stage, house_of
 from release.errors import UsageError
 
 if TYPE_CHECKING:
+    from release.house import House
     from release.types import Argument
 
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 @click.option("--tensor-parallel-size", type=click.IntRange(1, 16384), help="Instead of the layout that the cell says.")
 @click.option("--pipeline-parallel-size", type=click.IntRange(1, 16384), help="Instead of the layout that the cell says.")
 @click.option("--set", "args", multiple=True, metavar="NAME=VALUE", help="Another serving argument, as max-model-len=8192.")
+@click.option(
+    "--select", "patterns", multiple=True, metavar="PATTERN", help="With --bump: the cells that it fits, as '*/qwen3-*'."
+)
+@click.option("--bump", "bumps", multiple=True, metavar="PIN=VALUE", help="What another pin would change, as flaggems=5.3.3.")
 @click.option("--until", metavar="STAGE", shell_complete=complete_stage, help="Stop after this stage.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 @click.pass_context
@@ -54,6 +59,8 @@ def plan(
     tensor_parallel_size: int | None,
     pipeline_parallel_size: int | None,
     args: tuple[str, ...],
+    patterns: tuple[str, ...],
+    bumps: tuple[str, ...],
     until: str | None,
     as_json: bool,
 ) -> None:
@@ -66,6 +73,11 @@ def plan(
     from release.show.plan import plan as plan_text
 
     house = house_of(context)
+    if bumps:
+        click.echo(_bumped(house, {"chip": chip, "model": model, "precision": precision}, everything, patterns, bumps, as_json))
+        return
+    if patterns:
+        raise UsageError("--select is for --bump here", next_step="--all takes patterns in --chip, --model and --precision")
     asked = Asked(device, device_memory, devices, tensor_parallel_size, pipeline_parallel_size, _settings(args))
     if everything:
         for line in overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json):
@@ -76,6 +88,25 @@ def plan(
     study = house.study(precision_for(house.matrix, chip, model, precision), asked)
     click.echo(plan_text(house, study, house.graph(study.plan.cell, until) if study.refusal is None else None, as_json=as_json))
     house.refuse(study)
+
+
+def _bumped(
+    house: House,
+    named: dict[str, str | None],
+    everything: bool,
+    patterns: tuple[str, ...],
+    bumps: tuple[str, ...],
+    as_json: bool,
+) -> str:
+    """Return what other pins would change of the cells that are meant."""
+    from release.batch import select
+    from release.bump import effect
+    from release.pins import Bump
+    from release.show.night import bump as bump_text
+
+    if not (everything or patterns or (named["chip"] and named["model"])):
+        raise UsageError("say which cells: --chip and --model, --select PATTERN, or --all")
+    return bump_text(effect(house, select(house, patterns, named), [Bump.parse(text) for text in bumps]), as_json=as_json)
 
 
 def _settings(args: tuple[str, ...]) -> dict[str, Argument]:

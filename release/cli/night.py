@@ -1,0 +1,46 @@
+"""The commands about the whole matrix: status, triage."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import click
+
+from release.cli.options import complete, house_of
+
+_json = click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+
+
+@click.command()
+@click.option("--chip", shell_complete=complete("chips"), help="Of this chip.")
+@click.option("--model", shell_complete=complete("models"), help="Of this model.")
+@click.option("--select", "patterns", multiple=True, metavar="PATTERN", help="The cells that it fits, as '*/qwen3-*@w8a8'.")
+@_json
+@click.pass_context
+def status(context: click.Context, chip: str | None, model: str | None, patterns: tuple[str, ...], as_json: bool) -> None:
+    """Show the matrix as a heat map: what is validated, built, waived, stale, blocked, failed or missing, and why."""
+    from release.batch import select
+    from release.show.night import status as status_text
+    from release.status import standings
+
+    house = house_of(context)
+    shown = status_text(standings(house, select(house, patterns, {"chip": chip, "model": model})), as_json=as_json)
+    if sys.stdout.isatty() and not as_json and shown.count("\n") >= shutil.get_terminal_size().lines:
+        click.echo_via_pager(shown + "\n", color=True)
+    else:
+        click.echo(shown)
+
+
+@click.command()
+@click.option(
+    "--control", is_flag=True, help="Run a known good cell of each chip first, before an operator or the chip is blamed."
+)
+@_json
+@click.pass_context
+def triage(context: click.Context, control: bool, as_json: bool) -> None:
+    """Tell what went wrong in the last `build --all`: each cause once, by evidence, with what the failed cells share."""
+    from release.show.night import triage as triage_text
+    from release.triage import triage as sort_out
+
+    click.echo(triage_text(sort_out(house_of(context), control=control), as_json=as_json))

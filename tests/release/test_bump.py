@@ -1,0 +1,110 @@
+"""What another pin would change is worked out in memory: which cells, which stages, how long; and nothing is made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from folders import write
+
+from release.batch import build_all
+from release.bump import Effect, effect
+from release.errors import UsageError
+from release.house import House
+from release.pins import Bump, Pin, pins_of, with_pins
+from release.schedule import Limits
+from release.show.night import bump as bump_text
+
+QWQ = "cambricon/qwq-32b@bf16"
+DIGEST = "sha256:" + "a" * 64
+COMMIT = "b" * 40
+
+
+def house(tmp_path: Path, *overlays: Path) -> House:
+    return House.open(overlays, tmp_path / "store", "docker")
+
+
+def tried(tmp_path: Path, *bumps: str) -> Effect:
+    here = house(tmp_path)
+    return effect(here, [cell for cell, _ in here.matrix.cells()], [Bump.parse(text) for text in bumps])
+
+
+def test_a_bump_changes_the_cells_that_have_the_pin_and_no_others(tmp_path: Path) -> None:
+    found = tried(tmp_path, "flaggems=5.3.3")
+    assert {change.cell for change in found.changes} == {QWQ, "cambricon/deepseek-r1@bf16"}
+    assert found.untouched == 87
+    assert found.changes[0].stages[:3] == ("fetch", "unpatch", "render")
+    assert "base" not in found.by_stage and "weights" not in found.by_stage
+
+
+def test_a_pin_can_be_named_on_its_chip_or_for_its_model(tmp_path: Path) -> None:
+    assert {change.cell for change in tried(tmp_path, "flaggems.qwq-32b=5.3.3").changes} == {QWQ}
+    assert len(tried(tmp_path, f"base.cambricon=registry.example.org/x@{DIGEST}").changes) == 2
+    assert {change.cell for change in tried(tmp_path, f"base.qwq-32b=x@{DIGEST}").changes} >= {QWQ, "vastai/qwq-32b@fp16"}
+
+
+def test_an_image_that_has_a_name_takes_a_digest_alone(tmp_path: Path) -> None:
+    (change,) = effect(house(tmp_path), [QWQ], [Bump.parse(f"base={DIGEST}")]).changes
+    assert change.pins["base"] == ("to be got: zhiyuan_vllm:v0.2", f"zhiyuan_vllm@{DIGEST}")
+
+
+def test_a_wheel_a_commit_and_a_model_s_revision_are_pins(tmp_path: Path) -> None:
+    torch = tried(tmp_path, "torch=99.0")
+    assert {change.cell.partition("/")[0] for change in torch.changes} == {"cpu"}
+    assert torch.by_stage["wheels"] == torch.by_stage["image"] == 1, "what ten cells share runs once"
+    assert tried(tmp_path, f"flagscale.qwq-32b={COMMIT}").changes[0].pins["flagscale"][1].startswith(COMMIT)
+    assert {change.cell.split("@")[0].split("/")[1] for change in tried(tmp_path, f"model.qwq-32b={COMMIT}").changes} == {
+        "qwq-32b"
+    }
+
+
+def test_a_pin_that_no_cell_has_is_an_error_with_near_misses(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no pin 'flagems' \(did you mean 'flaggems'"):
+        tried(tmp_path, "flagems=1")
+
+
+@pytest.mark.parametrize(
+    "text", ["flaggems", "=1", "flaggems=", "base.cambricon=latest", "base.cpu=" + DIGEST, "model.tiny-qwq=" + COMMIT, "torch=;x"]
+)
+def test_a_value_that_a_pin_cannot_take_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        tried(tmp_path, text)
+
+
+def test_the_value_that_a_pin_has_changes_nothing(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    plan = here.plan("cpu/tiny-qwq@bf16")
+    pins = pins_of(plan, here.matrix)
+    assert with_pins(plan, pins, pins) == plan
+    version = pins[Pin("wheel", "torch")].split()[0]
+    assert effect(here, [plan.cell], [Bump.parse(f"torch={version}")]).changes == ()
+
+
+def test_hours_come_from_what_stages_took_and_are_unknown_otherwise(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    cell = "nvidia/qwq-32b@bf16~native"
+    bumps = [Bump.parse(f"base={'x@' + DIGEST}")]
+    before = effect(here, [cell], bumps)
+    assert before.cost.seconds is None and "hours: unknown" in bump_text(before, as_json=False)
+    build_all(here, [cell], until="render", limits=Limits(2))
+    after = effect(here, [cell], bumps)
+    assert after.cost.seconds is not None and 0 < after.cost.known < after.cost.stages
+    assert f"of the other {after.cost.stages - after.cost.known} it is unknown" in bump_text(after, as_json=False)
+    assert "chip-hours: unknown" in bump_text(after, as_json=False)
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    tried(tmp_path, "flaggems=5.3.3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_is_compared_with_one_that_changes_says_so(tmp_path: Path) -> None:
+    cell = (
+        "chip: abacus\nmodel: pebble-7b\nengine: vllm\nwheels: wheels/abacus.txt\ncells:\n"
+        "  bf16: {packages: {gems: 1.0.0}}\n  w8a8: {reference: abacus/pebble-7b@bf16, packages: {left: 1.0.0}}\n"
+    )
+    here = house(tmp_path, write(tmp_path / "matrix", {"cells/abacus/pebble-7b.yaml": cell}))
+    found = effect(here, ["abacus/pebble-7b@w8a8", "abacus/pebble-7b@bf16"], [Bump.parse("gems=2.0.0")])
+    assert [change.because for change in found.changes if change.cell.endswith("w8a8")] == [
+        "compared with abacus/pebble-7b@bf16, which changes"
+    ]

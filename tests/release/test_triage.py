@@ -1,0 +1,262 @@
+"""The morning after: each cause once, by evidence, with what the failed cells share, and nobody is blamed before a control cell was run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from release.batch import build_all
+from release.errors import UsageError
+from release.failures import BY_STAGE, KINDS, failures_of
+from release.house import House
+from release.journal import KEPT, Journal, read, runs
+from release.schedule import Limits
+from release.show.night import status as status_text
+from release.show.night import triage as triage_text
+from release.stages import STAGES
+from release.status import standings
+from release.triage import AGAIN, Control, Triage, again, shared_by, triage
+
+A, B, C, D = (f"ascend-800i-a2/qwen2.5-{size}@bf16" for size in ("0.5b", "1.5b", "7b", "14b"))
+OOM = "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (device 0; 29.50 GiB total)"
+
+
+def house(tmp_path: Path) -> House:
+    return House.open((), tmp_path / "store", "docker")
+
+
+def fate(cell: str, **said: Any) -> dict[str, Any]:
+    return {
+        "cell": cell,
+        "state": "failed",
+        "stage": "",
+        "reason": "",
+        "detail": "",
+        "error": "StageError",
+        "verdicts": [],
+        "pins": {},
+    } | said
+
+
+def serve(cell: str, detail: str, **said: Any) -> dict[str, Any]:
+    return fate(cell, stage="serve", reason="the server ended with status 1 before it was healthy", detail=detail, **said)
+
+
+def past(here: House, *fates: dict[str, Any], cells: Sequence[str] = (), ended: bool = True) -> None:
+    journal = Journal.begin(here.store, cells or [each["cell"] for each in fates], None)
+    for each in fates:
+        journal.note(each)
+    if ended:
+        journal.end(1.0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason", "detail", "kind", "sign"),
+    [
+        ("image", "no space left on the disk of /store", "", "infrastructure", "disk full"),
+        ("accuracy", "the server answered nothing", "E: device lost at 0x7f", "infrastructure", "device lost"),
+        ("fetch", "https://x: Connection refused", "", "infrastructure", "network"),
+        ("serve", "it ended with status 137", "", "infrastructure", "killed by the host"),
+        ("fetch", "the commit of flaggems is unknown: the card names a tag", "", "build", "pin unknown"),
+        ("unpatch", "patch 0001 does not apply", "", "build", "patch"),
+        ("wheels", "torch: the lock says sha256:aa", "", "build", "digest differs"),
+        ("serve", "the server ended with status 1", OOM, "start-up", "device memory"),
+        ("serve", "the server ended with status 1", "ImportError: libabacus.so: no", "start-up", "import"),
+        ("serve", "the server was not healthy after 600 s", "", "start-up", "not ready in time"),
+        ("accuracy", "Connection refused", "", "accuracy", "StageError"),
+        ("trace", "odd", "", "consistency", "StageError"),
+        ("performance", "odd", "", "performance", "StageError"),
+    ],
+)
+def test_evidence_tells_the_kind_and_is_quoted(stage: str, reason: str, detail: str, kind: str, sign: str) -> None:
+    (found,) = failures_of(fate(A, stage=stage, reason=reason, detail=detail))
+    assert (found.kind, found.sign) == (kind, sign)
+    assert found.evidence in f"{reason}\n{detail}" and found.evidence
+
+
+def test_every_stage_and_every_verdict_has_a_kind() -> None:
+    assert set(BY_STAGE) == {stage.name for stage in STAGES}
+    verdicts = [
+        {"name": name, "status": "FAILED", "measured": "1", "wanted": "2"}
+        for name in ("accuracy/gsm8k", "consistency/decoding", "performance/last", "operators/proof", "protocol/stream")
+    ]
+    kinds = [found.kind for found in failures_of(fate(A, state="blocked", verdicts=verdicts))]
+    assert kinds == ["accuracy", "consistency", "performance", "conformance", "conformance"]
+    assert {*kinds, *BY_STAGE.values()} <= set(KINDS)
+    assert failures_of(fate(A, state="validated")) == [] == failures_of(fate(A, state="refused", reason="no", stage="plan"))
+
+
+def test_one_cause_over_many_cells_is_one_entry_that_names_the_shared_pin(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    pins = {"chip": "ascend-800i-a2", "gems": "5.3.3"}
+    failed = [serve(cell, OOM.replace("29.50", f"{n}.5"), pins={**pins, "model": str(n)}) for n, cell in enumerate((A, B, C))]
+    past(here, *failed, fate(D, state="validated", pins={**pins, "gems": "5.3.2"}))
+    found = triage(here)
+    (entry,) = found.entries
+    assert (entry.kind, entry.sign, entry.cells) == ("start-up", "device memory", (A, B, C))
+    assert entry.shared == {"gems": "5.3.3"}
+    assert found.passed == 1
+    assert "nobody yet (suspect: gems 5.3.3): no cell of the chip is known to be good" in triage_text(found, as_json=False)
+    assert json.loads(triage_text(found, as_json=True))["causes"][0]["shared"] == {"gems": "5.3.3"}
+
+
+def test_what_a_passing_cell_has_too_is_not_named() -> None:
+    failed = [{"pins": {"a": "1", "b": "1"}}, {"pins": {"a": "1", "b": "2"}}]
+    assert shared_by(failed, []) == {"a": "1"}
+    assert shared_by(failed, [{"pins": {"a": "1"}}]) == {}
+    assert shared_by([], []) == {} == shared_by([{"pins": "no"}], [])
+
+
+def release(here: House, cell: str, state: str, **more: Any) -> None:
+    """Put a release of a cell into the store as a build would, under the keys that its plan has now."""
+    tasks = here.graph(cell, None)
+    for key, task in tasks.tasks.items():
+        facts = {**task.facts, "created": "2026-01-01", "mark": key}
+        facts["inputs"] = dict(task.needs)
+        record = {"state": state, "verdicts": [], "waivers": [], **more}
+        here.store.put(key, facts, lambda out, record=record: void((out / "release.json").write_text(json.dumps(record))))  # type: ignore[misc]
+    here.remember(tasks)
+
+
+def void(_: object) -> None: ...
+
+
+def test_a_known_good_cell_of_the_chip_is_the_control_and_its_answer_decides(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    release(here, D, "validated")
+    past(here, serve(A, OOM, pins={"gems": "1"}), serve(B, OOM, pins={"gems": "1"}))
+    found = triage(here)
+    (entry,) = found.entries
+    assert entry.controls == (Control("ascend-800i-a2", D, "not run"),)
+    assert "run the control cells first" in entry.blame
+    good, bad = (
+        replace(entry, controls=(replace(entry.controls[0], state=state, reason="x"),)) for state in ("passed", "failed")
+    )
+    assert good.blame == "gems 1; the chip serves its control cell"
+    assert bad.blame.startswith(f"chip or host, no operator: the control cell {D} fails too")
+
+
+def test_a_control_that_cannot_be_started_is_said_and_blames_no_operator(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    release(here, D, "validated")
+    past(here, serve(A, OOM), serve(B, OOM))
+    (entry,) = triage(here, control=True).entries
+    assert entry.controls[0].state == "failed" and entry.controls[0].reason
+    assert "no operator" in entry.blame
+
+
+def test_a_control_cell_is_served_and_checked_anew_and_all_before_it_comes_from_the_store(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    from release.pipeline import graph
+
+    plans = here.plans([D])
+    usual, fresh = (graph(each, plans, here.matrix, [D], "conformance") for each in (STAGES, again(STAGES, "now")))
+    assert {stage for (_, stage), key in fresh.of.items() if key not in usual.tasks} == set(AGAIN)
+
+
+def test_infrastructure_and_builds_need_no_control(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    past(here, fate(A, stage="image", reason="no space left on device"), fate(B, stage="unpatch", reason="odd", pins={"g": "1"}))
+    disk, patch = sorted(triage(here).entries, key=lambda entry: entry.stage)
+    assert disk.blame.startswith("the host") and patch.blame == "nothing that they alone share"
+    assert disk.controls == patch.controls == ()
+
+
+def test_a_failure_whose_result_is_there_now_was_flaky(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    key = "c" * 64
+    past(here, serve(A, "it hung", key=key))
+    here.store.put(key, {}, lambda out: None)
+    (entry,) = triage(here).entries
+    assert entry.kind == "flaky" and "equal inputs" in entry.blame
+    past(here, fate(A, state="validated"))
+    (entry,) = triage(here).entries
+    assert entry.kind == "flaky" and "and passed since" in entry.evidence
+
+
+def test_a_store_without_a_run_is_an_error_of_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run of many cells"):
+        triage(house(tmp_path))
+
+
+def test_a_torn_last_line_costs_that_line_alone_and_the_rest_is_told(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    past(here, serve(A, OOM), cells=(A, B, C), ended=False)
+    (path,) = (here.store.path / "journal").iterdir()
+    path.write_bytes(path.read_bytes() + b'{"cell": "' + B.encode()[:9])
+    found: Triage = triage(here)
+    assert [entry.cells for entry in found.entries] == [(A,)]
+    assert found.untold == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\xff\xfe", b"[1]", b"[" * 5000),
+        *(b'{"schema": "other", "cells": []}', b'{"schema": "release-journal/1", "cells": 3}'),
+    ],
+)
+def test_a_file_that_is_no_journal_is_left_out(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    assert read(tmp_path / "x.jsonl") is None
+    assert read(tmp_path / "gone.jsonl") is None
+
+
+def test_old_journals_go_and_a_store_that_cannot_be_written_costs_no_build(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    for _ in range(KEPT + 3):
+        Journal.begin(here.store, [A], None)
+    assert len(runs(here.store)) == KEPT
+    Journal(Path("/proc/none/x.jsonl")).note({})
+
+
+def test_a_build_of_many_cells_keeps_what_became_of_each(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    cells = ("cambricon/qwq-32b@bf16", "nvidia/qwq-32b@bf16~native")
+    build_all(here, cells, until="render", limits=Limits(2))
+    (past,) = runs(here.store)
+    assert past.ended and {cell: each["state"] for cell, each in past.fates.items()} == dict(
+        zip(cells, ("failed", "done"), strict=True)
+    )
+    assert past.fates[cells[0]]["pins"]["flaggems"] == "deepseek_release_cambricon"
+    (entry,) = triage(here).entries
+    assert (entry.kind, entry.sign, entry.stage) == ("build", "pin unknown", "fetch")
+
+
+def test_the_heat_map_tells_states_by_letters_and_fits_80_columns(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    waiver = {"validator": "accuracy", "expires": "2026-12-31", "outcome": "applied"}
+    release(here, A, "validated")
+    release(here, B, "built", waivers=[waiver])
+    release(here, C, "blocked")
+    past(here, serve(D, OOM))
+    cells = [cell for cell, _ in here.matrix.cells()]
+    found = {each.cell: each for each in standings(here, cells)}
+    assert [found[cell].state for cell in (A, B, C, D)] == ["validated", "waived", "blocked", "failed"]
+    assert found[B].why == "until 2026-12-31: accuracy"
+    text = status_text(list(found.values()), as_json=False)
+    head = text.split("\n\n")
+    assert max(len(line) for block in head[:-1] for line in block.splitlines()) <= 80
+    assert "F " + D + ": start-up, serve: " + OOM in text
+    assert json.loads(status_text(list(found.values()), as_json=True))["counts"]["missing"] == len(cells) - 4
+
+
+def test_a_changed_input_makes_a_release_stale_and_says_which(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    release(here, A, "validated")
+    history = here.history(A)
+    old = here.store.get(history["serve"]) / ".entry.json"
+    facts = json.loads(old.read_text())
+    facts["reads"]["argv"] = [*facts["reads"]["argv"], "--max-num-seqs", "8"]
+    here.store.put("d" * 64, facts, lambda out: None)
+    old.unlink()
+    path = next((here.store.path / "cells").glob("*0.5b*"))
+    path.write_text(json.dumps({**history, "serve": "d" * 64}))
+    (each,) = standings(here, [A])
+    assert (each.state, each.was) == ("stale", "validated")
+    assert each.why.startswith("serve: argv.")
