@@ -16,7 +16,7 @@ from release.publish.conversion import conversion_of
 from release.publish.licenses import license_of
 from release.publish.record import FACTS
 from release.templates.render import render
-from release.types import JSON, family, tag_of
+from release.types import JSON, PRECISIONS, family, tag_of
 from release.types.performance import METRICS, TAIL
 
 Language = Literal["en", "zh"]
@@ -35,6 +35,7 @@ LAYOUT: Final = ("tensor-parallel-size", "pipeline-parallel-size", "replicas")
 EVERYWHERE: Final = "0.0.0.0"
 """What a server is told that is to listen on every address."""
 HUBS: Final = {"huggingface": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}
+QUANTISED: Final = tuple(name for name in PRECISIONS if name not in ("fp32", "fp16", "bf16"))
 REPOSITORY: Final = re.compile("[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 FENCE: Final = re.compile("`{3,}")
 FILLED: Final = re.compile(r"\$(?:SRC|DST)\b")
@@ -153,6 +154,8 @@ def front_matter(record: JSON) -> JSON:
     model = record["model"]
     hub = (model.get("checkpoint") or {}).get("hub")
     base = {"base_model": hub["repository"]} if hub else {}
+    if hub and record["precision"] in QUANTISED and record["precision"] != model.get("precision"):
+        base["base_model_relation"] = "quantized"  # hubs have no word for the same weights on another chip
     found = {
         **license_of(model),
         "language": list(model["languages"]),

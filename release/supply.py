@@ -162,14 +162,38 @@ def checkpoint(work: Work) -> str:
     from release.builders.weights import check_files
 
     spec = work.reads["checkpoint"]
-    if spec["path"] is None:
-        raise StageError(
-            f"the checkpoint {spec['hub']['repository']} is not here, and is not pinned file by file",
-            next_step="put it into a folder of your matrix, and write checkpoint.path and checkpoint.files into the model's file",
-        )
     (work.out / "model").mkdir()
-    size = check_files(work.matrix.file(spec["path"]), spec["files"], work.out / "model", work.line)
+    if spec["path"] is None:
+        size = _from_hub(work, spec["hub"], spec["files"])
+    else:
+        size = check_files(work.matrix.file(spec["path"]), spec["files"], work.out / "model", work.line)
     return f"{len(spec['files'])} files, {size / 1e6:.1f} MB"
+
+
+def _from_hub(work: Work, hub: JSON, files: dict[str, str]) -> int:
+    """Bring the files of a hub's repository, as they are pinned."""
+    from release.builders.hubs import bring
+
+    if not files or not isinstance(hub["revision"], str):
+        raise StageError(
+            f"the checkpoint {hub['repository']} is not here, and is not pinned file by file",
+            next_step="`release weights pin MODEL` prints the checkpoint.files for the model's file; or put it into a folder of your "
+            "matrix, and write checkpoint.path and checkpoint.files",
+        )
+    if work.session.offline and (missing := [name for name, digest in files.items() if not work.store.blob(digest).is_file()]):
+        raise StageError(
+            f"{missing[0]} is not in the store, and the network is not to be used", next_step="build once with the network"
+        )
+    return bring(
+        str(hub["repository"]),
+        hub["revision"],
+        hub["sites"],
+        files,
+        store=work.store,
+        partial=work.partial(),
+        out=work.out / "model",
+        line=work.line,
+    )
 
 
 def reads_checkpoint(plan: Plan, matrix: Matrix) -> JSON:

@@ -15,7 +15,7 @@ try:  # a tenth of a second in which Ctrl-C may come before `main` can catch it
     import click
 
     from release import __version__
-    from release.cli import card, host, kernels, night, report, signing, site, sources, validate, weights, work
+    from release.cli import card, host, hub, kernels, night, report, signing, site, sources, validate, weights, work
     from release.cli import matrix as table
     from release.errors import ReleaseError
 except KeyboardInterrupt:
@@ -84,7 +84,7 @@ for command in (
     *(work.plan, work.build, work.pull, work.serve),
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report, site.site),
     kernels.kernels,
-    *(signing.keys, signing.sign, signing.verify),
+    *(signing.keys, signing.sign, signing.verify, hub.hub),
     *(night.status, night.triage),
     *(host.doctor, host.base, host.completion),
 ):

@@ -1,4 +1,4 @@
-"""The commands about checkpoints: bring one into another precision, and say what is wrong with one."""
+"""The commands about checkpoints: get one from a hub, bring one into another precision, and say what is wrong with one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from release.cli.options import house_of
 from release.errors import UsageError, VerdictError
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -16,7 +17,7 @@ JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="As one JSON do
 
 @click.group()
 def weights() -> None:
-    """Checkpoints in safetensors: convert, check."""
+    """Checkpoints in safetensors: pin, fetch, convert, check."""
 
 
 @weights.command()
@@ -94,6 +95,36 @@ def check(folder: Path, headers_only: bool, as_json: bool) -> None:
         raise VerdictError(f"{folder} has {errors} errors")
     if not as_json:
         click.echo(f"{folder} is sound")
+
+
+@weights.command()
+@click.argument("model")
+@click.option("--revision", help="A commit, tag or branch [default: the main branch as it is now].")
+@click.pass_context
+def pin(context: click.Context, model: str, revision: str | None) -> None:
+    """Print the checkpoint of MODEL (or hf:ORG/NAME, ms:ORG/NAME) as YAML: its commit, and the sha256 of every file.
+
+    The hub says it of large files; small ones are downloaded and hashed. Pickles are left out.
+    """
+    from release.shipping import pin as pinned
+
+    click.echo(pinned(house_of(context), model, revision), nl=False)
+
+
+@weights.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--allow-pickles", is_flag=True, help="Bring files, too, that can run code when they are read.")
+@click.pass_context
+def fetch(context: click.Context, model: str, folder: Path, allow_pickles: bool) -> None:
+    """Bring the pinned checkpoint of MODEL from its hub into FOLDER, every file by its digest; a killed one goes on where it was.
+
+    $HF_ENDPOINT and $MODELSCOPE_ENDPOINT take mirrors; $HF_TOKEN and $MODELSCOPE_API_TOKEN open private repositories.
+    """
+    from release.shipping import fetch as bring
+
+    count, size = bring(house_of(context), model, folder, pickles=allow_pickles)
+    click.echo(f"{folder}: {count} files, {size / 1e6:.1f} MB, each the pinned one")
 
 
 def _edits(settings: tuple[str, ...]) -> dict[str, object]:

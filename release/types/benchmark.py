@@ -48,6 +48,13 @@ class Data(Frozen):
     license: str | Unknown
 
 
+class Board(Frozen):
+    """Where a hub lists scores of this benchmark: its data set there, and the task in it."""
+
+    dataset: str = Field(pattern=r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+    task: str = Field(pattern=r"[A-Za-z0-9._-]+")
+
+
 class Benchmark(Frozen):
     """A named set of `n` questions, and the rule of its verdict.
 
@@ -74,5 +81,6 @@ class Benchmark(Frozen):
     sampling: Sampling
     max_tokens: int | Unknown
     data: Data
+    board: Board | None = None
     source: str
     note: str = ""
