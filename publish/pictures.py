@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -29,8 +30,13 @@ LEAST: Final = 1e-9
 """Nats below which a divergence is drawn: a logarithm has no zero."""
 RANKS: Final = ("p50", "p90", "p99", "p99.9", "max")
 WIDTH: Final = 460
-NIGHT: Final = "#151b23"
-"""The paper of a picture on a dark page."""
+PAINT: Final = re.compile(rb'( (?:fill|stroke)=")([a-z]+|#[0-9a-f]{3,6})(?=")"')
+DARK: Final = {
+    **{b"white": b"#151b23", b"black": b"#e6edf3", b"#000": b"#e6edf3", b"#888": b"#9da7b3", b"#e6e8eb": b"#2b323b"},
+    **{b"#57606a": b"#9da7b3", b"#6e7781": b"#9da7b3", b"#0969da": b"#79b8ff", b"#cf222e": b"#ff8e85"},
+    **{b"#1a7f37": b"#6fdd8b", b"#9a6700": b"#f2cc60", b"#8250df": b"#cbb2ff"},
+}
+"""What each colour of a picture becomes on a dark page."""
 STYLE: Final[JSON] = {
     "background": "white",
     "config": {
@@ -74,26 +80,9 @@ def draw(specs: Mapping[str, JSON], kind: str = "svg") -> dict[str, bytes]:
     return found
 
 
-def night(specs: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Return the same pictures for a dark page: light lines and letters, and hollow points that show what is behind them."""
-    config = {
-        **STYLE["config"],
-        "axis": {**STYLE["config"]["axis"], "gridColor": "#2b323b", "labelColor": "#e6edf3", "titleColor": "#e6edf3"}
-        | {"tickColor": "#9da7b3", "domainColor": "#9da7b3"},
-        "title": {**STYLE["config"]["title"], "color": "#e6edf3", "subtitleColor": "#9da7b3"},
-        "text": {"color": "#e6edf3"},
-    }
-    dark = {"#57606a": "#9da7b3", "white": NIGHT, "#0969da": "#79b8ff", "#cf222e": "#ff8e85"}
-    dark |= {"#1a7f37": "#6fdd8b", "#9a6700": "#f2cc60", "#6e7781": "#9da7b3", "#8250df": "#cbb2ff"}
-    return {name: {**_recoloured(spec, dark), "background": NIGHT, "config": config} for name, spec in specs.items()}
-
-
-def _recoloured(value: Any, colours: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {name: item if name == "values" else _recoloured(item, colours) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_recoloured(item, colours) for item in value]
-    return colours.get(value, value) if isinstance(value, str) else value
+def night(svg: bytes) -> bytes:
+    """Return a picture for a dark page: the same drawing in other colours."""
+    return PAINT.sub(lambda found: found[1] + DARK.get(found[2], found[2]) + b'"', svg)
 
 
 def forest(record: JSON) -> JSON | None:

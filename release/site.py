@@ -179,8 +179,8 @@ def _pictures(entries: Sequence[Entry]) -> dict[str, dict[str, Picture]]:
     for entry in entries:
         try:
             specs = pictures_of(entry.record)
-            said, dark = facts_of(specs), draw(night(specs))
-            made[entry.path] = {name: Picture(svg, dark[name], said[name]) for name, svg in draw(specs).items()}
+            said = facts_of(specs)
+            made[entry.path] = {name: Picture(svg, night(svg), said[name]) for name, svg in draw(specs).items()}
         except BROKEN:
             continue  # a record of which no picture can be drawn has a page without
     return made

@@ -13,7 +13,7 @@ import pytest
 from records import record, unbuilt
 
 from release.errors import UsageError
-from release.publish.pictures import COLOURS, draw, facts_of, pictures_of
+from release.publish.pictures import COLOURS, DARK, draw, facts_of, night, pictures_of
 from release.publish.report import SHOWN, render_report, wrong_answers
 from release.report import read_record, report
 from release.types import JSON
@@ -87,6 +87,16 @@ def test_pictures_are_the_same_bytes_each_time_and_hold_no_script_and_no_address
     tags = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert "script" not in tags and "image" not in tags and "a" not in tags
     assert draw(specs, "png")[name].startswith(b"\x89PNG")
+
+
+def test_a_dark_picture_is_the_same_drawing_and_leaves_no_colour_of_the_day() -> None:
+    pytest.importorskip("vl_convert")
+    for svg in draw(pictures_of(measured())).values():
+        day, dark = ET.fromstring(svg), ET.fromstring(night(svg))
+        assert [element.tag for element in dark.iter()] == [element.tag for element in day.iter()]
+        assert "".join(dark.itertext()) == "".join(day.itertext())
+        colours = {element.get(name) for element in dark.iter() for name in ("fill", "stroke")} - {None, "none", "transparent"}
+        assert colours <= {colour.decode() for colour in DARK.values()}
 
 
 def test_a_hostile_name_is_text_in_a_picture() -> None:
