@@ -10,9 +10,9 @@ import pytest
 from browser import Browser, browser
 from catalogues import built, folder, planned, records
 from command import release as command
-from distribution import Distribution, home, registry
+from distribution import Answer, Distribution, home, registry, scripted
 
-from release.errors import PublishError, UsageError, VerificationError
+from release.errors import PublishError, ReleaseError, UsageError, VerificationError
 from release.oci import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -36,11 +36,19 @@ from release.types import JSON
 
 __all__ = ["home", "registry"]
 
-RECORD = built("abacus", "pebble-7b", "bf16")
+
+def plain(precision: str, **changes: Any) -> JSON:
+    """Return a record without figures that pictures could be drawn of."""
+    made = built("abacus", "pebble-7b", precision, performance=None, consistency=None, **changes)
+    made["verdicts"][-1]["figures"] = {}
+    return made
+
+
+RECORD = plain("bf16")
 
 
 def lay(*places: Path | str, to: Path, **options: Any) -> JSON:
-    """Lay out a site without pictures' cost; return its data."""
+    """Lay out a site; return its data."""
     lay_site([str(place) for place in places], to, Site(), **options)
     document: JSON = json.loads((to / "catalogue.json").read_text())
     return document
@@ -75,7 +83,7 @@ def test_folders_and_layouts_give_their_records_once(tmp_path: Path) -> None:
 
 def test_a_list_names_places_a_line_each(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        folder(tmp_path / name, [built("abacus", "pebble-7b", {"a": "bf16", "b": "w8a8"}[name])])
+        folder(tmp_path / name, [plain({"a": "bf16", "b": "w8a8"}[name])])
     (tmp_path / "list").write_text(f"# ours\n{tmp_path / 'a'}\n\n  {tmp_path / 'b'}\n")
     assert len(lay(tmp_path / "list", to=tmp_path / "site")["releases"]) == 2
 
@@ -102,7 +110,7 @@ def test_a_layout_whose_record_was_touched_stops_it_and_nothing_is_written(tmp_p
 
 
 def test_a_site_is_written_over_an_older_one_and_leaves_what_others_put_there(tmp_path: Path) -> None:
-    folder(tmp_path / "old", [RECORD, built("abacus", "pebble-7b", "w8a8")])
+    folder(tmp_path / "old", [RECORD, plain("w8a8")])
     folder(tmp_path / "new", [RECORD])
     lay(tmp_path / "old", to=tmp_path / "site")
     (tmp_path / "site" / "CNAME").write_text("example.org")
@@ -186,12 +194,32 @@ def test_a_repository_gives_every_tag_and_what_is_signed_by_whom(registry: Distr
         lay(f"{where}:nothing", to=tmp_path / "none")
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("tags", "link", "match"),
+    [
+        (["bf16"], "?n=1&last=a", "does not end"),
+        (["bf16"], "/v2/other/tags/list", "goes on elsewhere"),
+        (["bf16"], "http://example.org/v2/team/model/tags/list", "plain http"),
+        ("bf16", "", "is none"),
+        ([1], "", "is none"),
+        ([str(number) for number in range(10_001)], "", "more than"),
+    ],
+)
+def test_a_list_of_tags_that_leads_astray_is_refused(tags: Any, link: str, match: str, tmp_path: Path) -> None:
+    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
+    with scripted(Answer(body=canonical({"tags": tags}), headers=headers)) as server:
+        with pytest.raises(ReleaseError, match=match):
+            lay(f"{server.host}/team/model", to=tmp_path / "site")
+        assert {request.path.partition("?")[0] for request in server.seen} == {"/v2/team/model/tags/list"}
+
+
 def focus(tab: Browser) -> str:
     return str(tab.ask("document.activeElement.className + ' ' + (document.activeElement.getAttribute('href') || '')"))
 
 
 @pytest.mark.integration
-def test_a_browser_likes_the_site_and_a_keyboard_and_a_search_reach_a_release(tmp_path: Path) -> None:
+def test_a_browser_likes_the_site_with_and_without_scripts_and_a_keyboard_and_a_search_reach_a_release(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     folder(tmp_path / "dist", records())
     lay(tmp_path / "dist", to=tmp_path / "site")
@@ -231,22 +259,17 @@ def test_a_browser_likes_the_site_and_a_keyboard_and_a_search_reach_a_release(tm
         tab.open("about:blank")
         tab.open(kept)
         assert len(tab.ask(shown)) == 2 and tab.ask("document.querySelectorAll('.map thead th:not([hidden])').length") == 2
+        tab("Emulation.setScriptExecutionDisabled", value=True)
+        tab.open(first)
+        root = tab("DOM.getDocument")["root"]["nodeId"]
+        for selector, number in (
+            (".list tbody tr:not([hidden])", len(records())),
+            (".map tbody a:not([hidden])", 26),
+            ("form:not([hidden])", 0),
+        ):
+            assert len(tab("DOM.querySelectorAll", nodeId=root, selector=selector)["nodeIds"]) == number, selector
         assert tab.complaints == []
         assert {request.partition(":")[0] for request in tab.requests} <= {"file", "about"}
-
-
-@pytest.mark.integration
-def test_without_scripts_everything_is_there_and_nothing_is_asked_for(tmp_path: Path) -> None:
-    folder(tmp_path / "dist", records())
-    lay(tmp_path / "dist", to=tmp_path / "site")
-    with browser(tmp_path) as tab:
-        tab("Emulation.setScriptExecutionDisabled", value=True)
-        tab.open((tmp_path / "site" / "index.html").as_uri())
-        document = tab("DOM.getDocument")["root"]["nodeId"]
-        assert len(tab("DOM.querySelectorAll", nodeId=document, selector=".list tbody tr:not([hidden])")["nodeIds"]) == len(
-            records()
-        )
-        assert len(tab("DOM.querySelectorAll", nodeId=document, selector="form:not([hidden])")["nodeIds"]) == 0
 
 
 @pytest.mark.integration
