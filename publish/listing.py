@@ -19,21 +19,30 @@ from release.publish.verify import record_of, verify
 from release.types.policy import Policy
 
 TAGS_LIMIT: Final = 10_000
+PAGE: Final = 1000
+"""Tags to ask for at a time: registries refuse to give more."""
 REFERRING: Final = "sha256-"
 """How tags begin that stand for signatures and referrers, and for no release."""
 LENIENT: Final = Policy(state="built", attested=("verdict",))
 """What a release must be to be called signed: index and image by a key that is given, and its verdict, which names the record."""
 
 
-def tags(registry: Registry) -> list[str]:
-    """Return the tags of a repository that may be releases, sorted. Raises PublishError and VerificationError for the registry's answers."""
+def tags(registry: Registry, *, may_lack: bool = False) -> list[str]:
+    """Return the tags of a repository that may be releases, sorted; none of one that does not exist, if that `may_lack`.
+
+    Raises PublishError and VerificationError for the registry's answers.
+    """
     found: set[str] = set()
-    url, seen = f"tags/list?n={TAGS_LIMIT}", set[str]()
+    url, seen = f"tags/list?n={PAGE}", set[str]()
     while url:
         if url in seen or len(seen) == PAGES_LIMIT:
             raise VerificationError("the registry's list of tags does not end", where=registry.where)
         seen.add(url)
-        response, data = registry.http.fetch(url, expect=(200,), limit=METADATA_LIMIT, accept="application/json")
+        response, data = registry.http.fetch(
+            url, expect=(200, 404) if may_lack else (200,), limit=METADATA_LIMIT, accept="application/json"
+        )
+        if response.status_code == 404:
+            return []
         document = parse(data, "the list of tags")
         listed = document.get("tags") if isinstance(document, dict) else ()
         if not isinstance(listed or [], list) or not all(isinstance(tag, str) for tag in listed or ()):
@@ -48,14 +57,17 @@ def tags(registry: Registry) -> list[str]:
     return sorted(tag for tag in found if not tag.startswith(REFERRING))
 
 
-def published(where: Reference, keys: Sequence[Public], today: date, scratch: Path) -> Iterator[tuple[str, Found | None]]:
+def published(
+    where: Reference, keys: Sequence[Public], today: date, scratch: Path, *, may_lack: bool = False
+) -> Iterator[tuple[str, Found | None]]:
     """Yield each release that a reference names (of a repository alone: of each of its tags) with its record; None for what is no release.
 
-    With keys, each is looked at as `verify` does, and what was found stands beside it. Raises VerificationError where something is not
-    what its digest or its signature says, PublishError for a registry that cannot be asked.
+    A repository that does not exist has none, if that `may_lack`. With keys, each is looked at as `verify` does, and what was found stands
+    beside it. Raises VerificationError where something is not what its digest or its signature says, PublishError for a registry that
+    cannot be asked.
     """
     registry = Registry.at(where)
-    names = [where.digest or where.tag] if where.digest or where.tag else tags(registry)
+    names = [where.digest or where.tag] if where.digest or where.tag else tags(registry, may_lack=may_lack)
     for number, name in enumerate(names):
         folder = scratch / str(number)
         index, data = registry.get_manifest(name)  # by digest from here on: a tag that moves meanwhile moves nothing here

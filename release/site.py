@@ -48,13 +48,15 @@ def lay_site(
     to: Path,
     site: Site,
     *,
+    house: House,
     keys: Sequence[Path] = (),
     day: date | None = None,
-    planned: House | None = None,
+    planned: bool = False,
 ) -> Laid:
-    """Write the site of the releases at `places` into a folder: references, repositories, folders, files that list such.
+    """Write the site of the releases at `places` into a folder: references, repositories, folders, files that list such, and
+    `HOST/NAMESPACE/*` for the repositories of all cells of the matrix.
 
-    With `planned`, cells of that matrix which no record speaks of are shown as planned. With `keys`, what is published is looked at as
+    With `planned`, cells of the matrix which no record speaks of are shown as planned. With `keys`, what is published is looked at as
     `release verify` does. Raises UsageError for a folder that holds something else or a place that is none, VerificationError where something
     is not what its digest or signature says; then nothing is written.
     """
@@ -67,7 +69,7 @@ def lay_site(
     found: list[Found] = []
     left_out: list[LeftOut] = []
     with tempfile.TemporaryDirectory(prefix="release-site-") as scratch:
-        for number, place in enumerate(_places(places)):
+        for number, place in enumerate(_places(places, house)):
             for where, one in _found(place, public, day or date.today(), Path(scratch) / str(number)):
                 try:
                     if one is None:
@@ -76,8 +78,8 @@ def lay_site(
                     found.append(one)
                 except VerificationError as problem:
                     left_out.append((where, str(problem)))
-    if planned is not None:
-        found += _planned(planned, {one.record["cell"] for one in found})
+    if planned:
+        found += _planned(house, {one.record["cell"] for one in found})
     entries = catalogue(found, day)
     files = render_site(entries, _pictures(entries), sorted(set(left_out)), site)
     _write(to, files, old)
@@ -102,34 +104,47 @@ def address_of(text: str) -> str:
     return text and text.rstrip("/") + "/"
 
 
-def _places(places: Sequence[str]) -> Iterator[str]:
-    """Yield places one by one: a file among them lists others, a line each."""
+@dataclass(frozen=True)
+class Place:
+    """One place to look at; one that was not named itself, but by a star, may be missing."""
+
+    name: str
+    may_lack: bool = False
+
+
+def _places(places: Sequence[str], house: House) -> Iterator[Place]:
+    """Yield places one by one: a file among them lists others, a line each, and a star stands for what the matrix has."""
     for place in places:
+        if place.endswith("/*"):
+            yield from (Place(place[:-1] + cell, may_lack=True) for cell in sorted(house.matrix.cell_files()))
+            continue
         if not Path(place).is_file():
-            yield place
+            yield Place(place)
             continue
         with Path(place).open("rb") as stream:
             text = stream.read(LARGEST + 1)
         if len(text) > LARGEST:
             raise UsageError(f"{place} is too long for a list of references")
-        for line in text.decode("utf-8", "replace").splitlines():
-            if (name := line.strip()) and not name.startswith("#"):
-                yield name
+        lines = (line.strip() for line in text.decode("utf-8", "replace").splitlines())
+        for line in (line for line in lines if line and not line.startswith("#")):
+            yield from (
+                (Place(line),) if Path(line).is_file() else _places([line], house)
+            )  # no list in a list: one could name itself
 
 
-def _found(place: str, keys: Sequence[Public], today: date, scratch: Path) -> Iterator[tuple[str, Found | None]]:
+def _found(place: Place, keys: Sequence[Public], today: date, scratch: Path) -> Iterator[tuple[str, Found | None]]:
     from release.publish.listing import published
     from release.publish.reference import Reference
 
-    if Path(place).is_dir():
-        yield from _in_folder(Path(place), bool(keys))
+    if Path(place.name).is_dir():
+        yield from _in_folder(Path(place.name), bool(keys))
         return
     try:
-        where = Reference.parse(place)
+        where = Reference.parse(place.name)
     except UsageError as problem:
-        raise UsageError(f"{place!r:.200} is neither a folder nor a reference", next_step=problem.next_step) from problem
+        raise UsageError(f"{place.name!r:.200} is neither a folder nor a reference", next_step=problem.next_step) from problem
     scratch.mkdir(parents=True)
-    yield from published(where, keys, today, scratch)
+    yield from published(where, keys, today, scratch, may_lack=place.may_lack)
 
 
 def _in_folder(folder: Path, keys: bool) -> Iterator[tuple[str, Found | None]]:

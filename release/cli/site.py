@@ -16,7 +16,8 @@ from release.errors import UsageError
     "--from",
     "places",
     multiple=True,
-    help="HOST/NAME (all its tags), HOST/NAME:TAG, a folder of releases or OCI layouts, or a file that lists such. Repeatable.",
+    help="HOST/NAME (all its tags), HOST/NAME:TAG, HOST/NAMESPACE/* (all cells of the matrix), a folder of releases or OCI layouts, "
+    "or a file that lists such. Repeatable.",
 )
 @click.option("--to", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write the pages to.")
 @click.option(
@@ -59,9 +60,10 @@ def site(
         places,
         to,
         Site(language, title, address_of(base_url)),
+        house=house_of(context),
         keys=keys,
         day=day and day.date(),
-        planned=house_of(context) if planned else None,
+        planned=planned,
     )
     for place, reason in made.left_out:
         click.echo(f"left out: {place}: {reason}", err=True)

@@ -13,6 +13,7 @@ from command import release as command
 from distribution import Answer, Distribution, home, registry, scripted
 
 from release.errors import PublishError, ReleaseError, UsageError, VerificationError
+from release.house import House
 from release.oci import (
     IMAGE_CONFIG,
     IMAGE_INDEX,
@@ -49,7 +50,7 @@ RECORD = plain("bf16")
 
 def lay(*places: Path | str, to: Path, **options: Any) -> JSON:
     """Lay out a site; return its data."""
-    lay_site([str(place) for place in places], to, Site(), **options)
+    lay_site([str(place) for place in places], to, Site(), house=House.open((), None, "auto"), **options)
     document: JSON = json.loads((to / "catalogue.json").read_text())
     return document
 
@@ -86,6 +87,12 @@ def test_a_list_names_places_a_line_each(tmp_path: Path) -> None:
         folder(tmp_path / name, [plain({"a": "bf16", "b": "w8a8"}[name])])
     (tmp_path / "list").write_text(f"# ours\n{tmp_path / 'a'}\n\n  {tmp_path / 'b'}\n")
     assert len(lay(tmp_path / "list", to=tmp_path / "site")["releases"]) == 2
+
+
+def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{tmp_path / 'list'}\n")
+    with pytest.raises(UsageError, match="neither a folder nor a reference"):
+        lay(tmp_path / "list", to=tmp_path / "site")
 
 
 def test_what_is_no_record_is_left_out_and_said(tmp_path: Path) -> None:
@@ -190,6 +197,10 @@ def test_a_repository_gives_every_tag_and_what_is_signed_by_whom(registry: Distr
     assert [one["place"].partition("@")[0] for one in document["left-out"]] == [f"{where}:mine"]
     again = lay(f"{where}:bf16", to=tmp_path / "one")["releases"]
     assert len(again) == 1 and again[0]["signature"] is None
+    layout, index = layout_of(RECORD, tmp_path / "cell")
+    push(layout, index, Reference(where.host, f"{where.name}/cpu/tiny-qwq", "bf16"))
+    starred = lay(f"{where}/*", to=tmp_path / "starred")["releases"]
+    assert [one["place"].partition("@")[0] for one in starred] == [f"{where}/cpu/tiny-qwq:bf16"]
     with pytest.raises(PublishError, match="has no nothing"):
         lay(f"{where}:nothing", to=tmp_path / "none")
 
