@@ -85,7 +85,7 @@ for command in (
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report, site.site),
     kernels.kernels,
     *(signing.keys, signing.sign, signing.verify, hub.hub),
-    *(night.status, night.triage),
+    *(night.status, night.triage, night.bisect),
     *(host.doctor, host.base, host.completion),
 ):
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""The commands about the whole matrix: status, triage."""
+"""The commands about many builds: status, triage, bisect."""
 
 from __future__ import annotations
 
@@ -44,3 +44,30 @@ def triage(context: click.Context, control: bool, as_json: bool) -> None:
     from release.triage import triage as sort_out
 
     click.echo(triage_text(sort_out(house_of(context), control=control), as_json=as_json))
+
+
+@click.command()
+@click.argument("cell")
+@click.option(
+    "--good", required=True, metavar="REF", help="A release that was good: a record, a lock, a folder, a layout, a reference."
+)
+@click.option("--bad", required=True, metavar="REF", help="A release that is not.")
+@click.option(
+    "--require",
+    type=click.Choice(["built", "validated"]),
+    default="built",
+    show_default=True,
+    help="The least state that is good.",
+)
+@_json
+@click.pass_context
+def bisect(context: click.Context, cell: str, good: str, bad: str, require: str, as_json: bool) -> None:
+    """Find the fewest pins that make a release bad, between a good and a bad one, by builds that share all their stages."""
+    from release.bisect import bisect as search
+    from release.pinned import earlier_pins
+    from release.show.night import bisect as bisect_text
+
+    house = house_of(context)
+    plan = house.plan(cell)
+    ends = (earlier_pins(house, plan, place) for place in (good, bad))
+    click.echo(bisect_text(search(house, cell, *ends, least=require), as_json=as_json))

@@ -15,6 +15,7 @@ from release.status import STATES
 from release.types import PRECISIONS, split_cell
 
 if TYPE_CHECKING:
+    from release.bisect import Verdict
     from release.bump import Cost, Effect
     from release.status import Standing
     from release.triage import Entry, Triage
@@ -158,3 +159,19 @@ def _brief(value: str) -> str:
     import re
 
     return re.sub(r"(sha256:[0-9a-f]{12})[0-9a-f]+|\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1\2…", value) or "(nothing)"
+
+
+def bisect(found: Verdict, *, as_json: bool) -> str:
+    """Return the steps of a search, what each showed, and the pins that it came to."""
+    if as_json:
+        return as_document(asdict(found))
+    lines = [f"{found.cell}: {counted(len(found.searched), 'pin')} differ; the bad end shows {', '.join(found.symptoms)}", ""]
+    for number, step in enumerate(found.steps, 1):
+        more = f" and {len(step.bad) - NAMED} more" if len(step.bad) > NAMED else ""
+        ran = f"{counted(len(step.ran), 'stage')} ran" if step.ran else "all from the store"
+        lines.append(f"{number:3}  {step.answer:<12}  {', '.join(step.bad[:NAMED])}{more} as in the bad one: {step.why} ({ran})")
+    lines += ["", "bad with" if len(found.culprits) == 1 else "bad with these together"]
+    lines += [f"  {name}: {_brief(found.searched[name][0])} → {_brief(found.searched[name][1])}" for name in found.culprits]
+    if found.open:
+        lines.append(f"cannot be told apart: without {', '.join(found.open)} the build shows something else")
+    return "\n".join(lines)
