@@ -38,7 +38,7 @@ def cases_of(operator: Operator, facts: Facts, dtypes: Sequence[str], device: to
         dtype = getattr(torch, name)
         for case, sizes in [*((spelled(shape), shape) for shape in shapes), *operator.edges.items()]:
             yield Case(case, name, partial(made, operator, sizes, dtype, device))
-        for kind in (FINITE if operator.finite else VALUES) if operator.hostile else ():
+        for kind in (FINITE if operator.finite else (LARGE, *VALUES)) if operator.hostile else ():
             yield Case(kind, name, partial(made, operator, small, dtype, device, kind))
         if operator.strided:
             yield Case("rows apart", name, partial(made, operator, small, dtype, device), apart=True)
@@ -52,7 +52,12 @@ def made(operator: Operator, sizes: Sizes, dtype: torch.dtype, device: torch.dev
     """Return an operator's random inputs, hostile values of a kind planted in them where one is named."""
     inputs = operator.inputs(sizes, dtype, device, generator(device))
     for name in operator.hostile if kind else ():
-        VALUES[kind](inputs[name])
+        if kind == LARGE and dtype is torch.float16:
+            inputs[name].mul_(min(operator.largest, 1e4)).clamp_(-6e4, 6e4)
+        elif kind == LARGE:
+            inputs[name].mul_(operator.largest)
+        else:
+            VALUES[kind](inputs[name])
     return inputs
 
 
@@ -66,11 +71,6 @@ def spelled(sizes: Sizes) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def large(values: torch.Tensor) -> None:
-    """Make values as large as can be without their squares overflowing float32; of float16, near its end."""
-    values.mul_(1e4).clamp_(-6e4, 6e4) if values.dtype is torch.float16 else values.mul_(1e15)
-
-
 def some(value: float) -> Callable[[torch.Tensor], None]:
     """Return what puts a value at a few places."""
 
@@ -82,10 +82,10 @@ def some(value: float) -> Callable[[torch.Tensor], None]:
 
 
 VALUES: Final[dict[str, Callable[[torch.Tensor], object]]] = {
-    "large values": large,
     "NaN": some(float("nan")),
     "infinity": some(float("inf")),
     "−infinity": some(float("-inf")),
     "−0": lambda values: values.fill_(-0.0),
 }
-FINITE: Final = ("large values", "−0")
+LARGE: Final = "large values"
+FINITE: Final = (LARGE, "−0")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
 def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a check: `missing` and nothing else where it cannot run, else `machine`, then `begun` and `result` by turns.
 
-    A request has `facts`, `operators` (all, if empty), `dtypes`, and `after`, the operator behind which to go on, if any.
+    A request has `facts`, `operators` (all, if empty), `dtypes`, `library` (`ours` or `flaggems`), and `after`,
+    the operator behind which to go on, if any.
     """
     missing = prepare()
     if missing:
@@ -58,17 +59,24 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     import triton
 
     from .cases import cases_of
-    from .operators import OPERATORS
 
     device = torch.get_default_device() if interpreted() else torch.accelerator.current_accelerator()
     name = "Triton's interpreter" if interpreted() else torch.get_device_module(device).get_device_name()
     yield {"machine": {"device": name, "interpreted": interpreted(), "torch": torch.__version__, "triton": triton.__version__}}
     facts = Facts(**request["facts"])
-    names = list(request["operators"] or OPERATORS)
+    try:
+        table = operators_of(request["library"])
+    except ImportError as problem:
+        yield {"missing": f"FlagGems cannot be imported by {sys.executable}: {problem}"}
+        return
+    names = list(request["operators"] or table)
     done = request.get("after")
-    for operator in (OPERATORS[name] for name in (names[names.index(done) + 1 :] if done else names)):
+    for operator in (table[name] for name in (names[names.index(done) + 1 :] if done else names)):
         if not operator.shapes(facts):
             yield {"result": asdict(skipped(operator.name, "", f"{facts.model} has no such operator"))}
+            continue
+        if operator.launch is None:
+            yield {"result": asdict(skipped(operator.name, "", "FlagGems has no such operator"))}
             continue
         asked = [dtype for dtype in operator.dtypes if dtype in request["dtypes"]]
         for dtype in operator.dtypes:
@@ -79,6 +87,21 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for case in cases_of(operator, facts, dtypes, device, reduced=interpreted()):
             yield {"begun": [operator.name, case.name, case.dtype]}
             yield {"result": asdict(tried(operator, case))}
+
+
+def operators_of(library: str) -> dict[str, Any]:
+    """Return the operators by name, of ours or with FlagGems' launchers in place of ours (None where it has none).
+
+    FlagGems copies rows that lie apart, so nothing is said of them.
+    """
+    from .operators import OPERATORS
+
+    if library == "ours":
+        return dict(OPERATORS)
+    from .flaggems import launchers
+
+    theirs = launchers()
+    return {name: replace(operator, launch=theirs.get(name), strided=()) for name, operator in OPERATORS.items()}  # type: ignore[arg-type]
 
 
 def skipped(operator: str, dtype: str, why: str) -> Result:
@@ -121,6 +144,8 @@ def tried(operator: Any, case: Any) -> Result:
     try:
         inputs, outputs = launched(operator, case)
         references = operator.reference(**inputs)
+    except NotImplementedError as problem:
+        return Result(operator.name, case.name, case.dtype, "SKIPPED", "nothing", "a comparison with float64", str(problem))
     except Exception as problem:
         return Result(operator.name, case.name, case.dtype, "FAILED", type(problem).__name__, "a result", root_of(problem))
     references = references if isinstance(references, tuple) else (references,)

@@ -1,12 +1,14 @@
 """Triton's interpreter, mended where it computes what no device would, and watched for programs that get in one another's way.
 
 What is mended (seen in Triton 3.7.1, `runtime/interpreter.py`): conversion to bfloat16 truncates instead of rounding to even, and to FP8 it
-loses the carry; `tl.dot` multiplies the bit patterns of bfloat16; `minimum` and `maximum` keep NaN where devices drop it; arguments on the
-host are copied onto themselves after a launch. Kernels therefore need no code of their own for the interpreter.
+loses the carry; `tl.dot` multiplies the bit patterns of bfloat16; `minimum` and `maximum` keep NaN where devices drop it; `and` and `or` of
+masks are Python's; arguments on the
+host are copied, and after a launch onto themselves. Kernels therefore need no code of their own for the interpreter.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from typing import Any, Final
 
 VARIABLE: Final = "TRITON_INTERPRET"
 """Environment variable that Triton reads while it is imported."""
+JOINED: Final = "_release_joined"
+"""The name under which kernels find what joins conditions."""
 
 
 def interpreted() -> bool:
@@ -53,15 +57,50 @@ def mend() -> None:
     def dot(builder: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
         return machine.TensorHandle(np.matmul(widened(a), widened(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
-    def restore(executor: Any, device: Any, host: Any, named_device: Any, named_host: Any) -> None:
-        """Copy nothing back: on a host the kernel wrote into the arguments themselves."""
+    def as_they_are(executor: Any, given: Any, named: Any) -> Any:
+        return list(given), dict(named)
 
+    def nothing(executor: Any, *arguments: Any) -> None:
+        """Copy nothing back: the kernel wrote into the arguments themselves."""
+
+    machine.FunctionRewriter.ast_transformer = _elementwise(machine)
     np.seterr(all="ignore")  # infinities and NaN are meant
     builder = machine.InterpreterBuilder
     builder.cast_impl, builder.create_fp_to_fp, builder.create_dot = cast, cast, dot
     builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
     builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
-    machine.GridExecutor._restore_args_dev = restore
+    machine.GridExecutor._init_args_hst, machine.GridExecutor._restore_args_dev = as_they_are, nothing
+
+
+def _elementwise(machine: Any) -> ast.NodeTransformer:
+    """Return the rewriting of kernels that makes `and` and `or` of tensors work by element, as they do where Triton compiles them."""
+    import triton.language as tl
+
+    def joined(name: str, first: Any, then: Any) -> Any:
+        if isinstance(first, tl.tensor):
+            return getattr(first, f"logical_{name}")(then())
+        return first and then() if name == "and" else first or then()
+
+    class Rewriting(machine.ASTTransformer):  # type: ignore[misc]  # a base that is known only here
+        def visit_Assign(self, node: ast.Assign) -> Any:
+            node.value = self.visit(node.value)
+            return super().visit_Assign(node)
+
+        def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+            self.generic_visit(node)
+            name = "and" if isinstance(node.op, ast.And) else "or"
+            nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+            result = node.values[0]
+            for value in node.values[1:]:
+                function = ast.Name(id=JOINED, ctx=ast.Load())
+                result = ast.Call(
+                    func=function, args=[ast.Constant(value=name), result, ast.Lambda(args=nothing, body=value)], keywords=[]
+                )
+            return result
+
+    setattr(machine, JOINED, joined)  # kernels see the names of that module
+    rewriting: ast.NodeTransformer = Rewriting()
+    return rewriting
 
 
 class Watch:

@@ -79,8 +79,8 @@ class Operator:
     - `shapes(facts)` lists the sizes at which a model calls it; none where the model has no such operator.
     - `reduced(sizes)` gives sizes small enough for Triton's interpreter (about a millisecond a program: under 200 programs), of the same kind.
     - `edges` are sizes at which kernels break, by name: `one row`, `empty`, `odd`, …
-    - `hostile` names the floating inputs that also take large values, −0, and, unless it is defined for `finite` numbers only, NaN and
-      infinities.
+    - `hostile` names the floating inputs that also take large values (`largest` times the usual; less where terms cancel and only the
+      absolute tolerance can hold), −0, and, unless it is defined for `finite` numbers only, NaN and infinities.
     - `strided` names the inputs whose first dimension may have any stride, up to offsets past 2³¹ (outputs of two dimensions then have it
       too). `in_place` names those that the launch changes; all others must stay as they were.
     - `adversarial(dtype, device, generator)` gives inputs of its own that are known to break such kernels, by name.
@@ -99,6 +99,7 @@ class Operator:
     edges: Mapping[str, Sizes]
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     hostile: tuple[str, ...] = ()
+    largest: float = 1e15
     finite: bool = False
     strided: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()

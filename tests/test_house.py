@@ -71,6 +71,7 @@ HEAVY: Final = (
     "cryptography",
     "numba",
     "torch",
+    "flag_gems",
     "triton",
     "vl_convert",
     "cyclonedx",

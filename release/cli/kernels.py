@@ -17,10 +17,15 @@ def kernels() -> None:
 @click.option("--chip", required=True, shell_complete=complete("chips"), help="The chip, whose dtypes are checked.")
 @click.option("--model", required=True, shell_complete=complete("models"), help="The model, whose shapes are checked.")
 @click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator, and others so named.")
+@click.option(
+    "--library", type=click.Choice(["ours", "flaggems"]), default="ours", show_default=True, help="Whose operators are checked."
+)
 @click.option("--cases", is_flag=True, help="A line for every case, not for every operator and dtype.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 @click.pass_context
-def check(context: click.Context, chip: str, model: str, operators: tuple[str, ...], cases: bool, as_json: bool) -> None:
+def check(
+    context: click.Context, chip: str, model: str, operators: tuple[str, ...], library: str, cases: bool, as_json: bool
+) -> None:
     """Compare each operator with a float64 reference, at the model's shapes and at the edges.
 
     Where no device is here, it runs in Triton's interpreter on reduced shapes. $RELEASE_KERNELS_PYTHON names the Python that has
@@ -34,7 +39,7 @@ def check(context: click.Context, chip: str, model: str, operators: tuple[str, .
     for name in operators:
         if name not in listed():
             raise UsageError(f"there is no operator {name!r}", next_step=f"there are: {', '.join(listed())}")
-    found = proof(matrix.chip(chip), matrix.model(model), operators)
+    found = proof(matrix.chip(chip), matrix.model(model), operators, library=library)
     click.echo(checked(found, cases=cases, as_json=as_json))
     if not found.passed:
         failed = sum(verdict.status.value == "FAILED" for verdict in found.verdicts)

@@ -63,3 +63,45 @@ def test_every_configuration_tried_has_the_names_of_the_default() -> None:
         assert set(entry) <= {"default", "trying", "chips"}, name
         for other in [*entry.get("trying", []), *entry.get("chips", {}).values()]:
             assert set(other) <= set(entry["default"]), name
+
+
+PROBE: Final = """
+import torch, triton
+import triton.language as tl
+from release_kernels.interpreter import interpreted, mend
+
+assert interpreted()
+mend()
+mend()
+
+
+@triton.jit
+def rounding(x, out, n, N: tl.constexpr):
+    i = tl.arange(0, N)
+    mask = i >= 0 and i < n
+    tl.store(out + i, tl.load(x + i, mask=mask, other=0.0).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def product(a, b, out, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))
+
+
+x = torch.randn(1000)
+x[:4] = torch.tensor([float("nan"), float("inf"), -0.0, 3.4e38])
+for dtype in (torch.bfloat16, torch.float16):
+    out = torch.full((1024,), 7.0, dtype=dtype)
+    rounding[(1,)](x, out, 1000, N=1024)
+    torch.testing.assert_close(out[:1000], x.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert (out[1000:] == 7).all()
+a, b, out = torch.randn(16, 16).bfloat16(), torch.randn(16, 16).bfloat16(), torch.empty(16, 16)
+product[(1,)](a, b, out, N=16)
+torch.testing.assert_close(out, a.float() @ b.float())
+"""
+
+
+@pytest.mark.integration
+def test_the_interpreter_rounds_and_multiplies_bfloat16_and_joins_masks_as_a_device_does(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(PROBE, encoding="utf-8")
+    alone(tmp_path, "import probe", TRITON_INTERPRET="1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -143,3 +144,12 @@ def test_every_model_of_the_matrix_gives_facts(model: str) -> None:
 
 def test_operators_are_listed_without_torch() -> None:
     assert {"rms-norm", "rotary", "int8-per-token"} <= set(listed())
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(find_spec("flag_gems") is not None, reason="FlagGems is here")
+def test_without_flaggems_its_operators_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    found = check(CPU, TINY, library="flaggems")
+    assert [verdict.status for verdict in found.verdicts] == [Status.SKIPPED]
+    assert "FlagGems cannot be imported" in found.verdicts[0].reason
