@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	else .ci/with-engine $(VENV)/bin/release build $(CELL); fi
 
 test: $(VENV)/.test lint
-	@.ci/install docker.io docker-registry podman skopeo chromium
+	@.ci/install docker.io docker-registry podman skopeo chromium openssh-server busybox-static
 	@.ci/with-engine $(VENV)/bin/pytest
 
 quick: $(VENV)/.test

@@ -123,7 +123,8 @@ def local_limits(house: House, cells: Iterable[str], jobs: int | None, told: Map
         known = [count for count in counts if not isinstance(count, Unknown) and count is not None]
         if known:
             units[f"device:{chip}"] = max(known)
-    return Limits(limits.jobs, units | dict(told))
+    hosts = house.hosts()
+    return Limits(limits.jobs, units | dict(told), hosts[0].lent if hosts else {})
 
 
 @dataclass
@@ -211,7 +212,7 @@ def build_all(
     wanted = ends(tasks, kept, until)
     looked_at = missing(tasks, wanted, house.store)
     progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
-    own = session or Session(house.engine_kind)
+    own = session or Session(house.engine_kind, hosts=house.hosts())
     journal = Journal.begin(house.store, cells, until)
     ledger = carry(house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks))
     if not keep_going:  # what was left alone stands on the first failure, in a way

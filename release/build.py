@@ -84,8 +84,10 @@ def build(
     target = target_of(cell, to, tag) if to else None
     if target and (cell, "publish") not in tasks.of:
         raise UsageError("nothing can be pushed before the stage publish", next_step="leave out --until, or --to")
-    session = Session(house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline)
-    limits = Limits() if jobs is None else Limits(jobs)
+    session = Session(
+        house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline, hosts=house.hosts()
+    )
+    limits = here(house, jobs)
     ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session)
     for failure in ledger.failed.values():
         raise failure
@@ -96,6 +98,13 @@ def build(
     record = json.loads((folder / "release.json").read_bytes())
     pushed = push_release(folder, target) if target and suffices(record, least) else None
     return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
+
+
+def here(house: House, jobs: int | None) -> Limits:
+    """Return the limits of a build on this machine and its hosts."""
+    known = house.hosts()
+    lent = known[0].lent if known else {}
+    return Limits(hosts=lent) if jobs is None else Limits(jobs, hosts=lent)
 
 
 def carry(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
-import resource
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +23,10 @@ import requests.exceptions
 from release import processes
 from release.errors import EngineError
 from release.guard import Guard
-from release.store import default_path, write_whole
+from release.podman import settings
 from release.types import Container
 
 SOCKET: Final = "unix:///var/run/docker.sock"
-WANTED: Final = 1 << 20
-"""The hard limit of files and processes that podman's defaults ask for."""
 TIMEOUT: Final = 900
 """Seconds that one silent answer of an engine may take (it sends nothing while it unpacks a layer)."""
 ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -35,7 +34,11 @@ ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass(frozen=True)
 class Engine:
-    """A container engine that answered: `cli` and `env` start its command line against the same engine."""
+    """A container engine that answered: `cli` and `env` start its command line against the same engine.
+
+    Of an engine on another machine, `reach` are the words by which its command line gets there without our connection, and `forward`
+    gives a port of this machine that leads to one of the host's.
+    """
 
     kind: str
     version: str
@@ -43,6 +46,8 @@ class Engine:
     client: docker.APIClient
     cli: str
     env: Mapping[str, str] = field(default_factory=dict)
+    reach: tuple[str, ...] = ()
+    forward: Callable[[int], AbstractContextManager[int]] | None = None
 
     def has(self, image: str) -> bool:
         """Say whether the engine holds `image` (an id `sha256:…` or a reference)."""
@@ -159,12 +164,75 @@ class Engine:
             status = self.client.exec_inspect(made)["ExitCode"]
         return int(status), (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace")
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the engine says of itself and its host: SystemTime, DockerRootDir, Architecture …"""
+        with refusals("the engine"):
+            facts: dict[str, Any] = self.client.info()
+            return facts
+
+    def claim(self, name: str, image: str, labels: Mapping[str, str], volumes: Mapping[str, str] | None = None) -> str:
+        """Make a container that is never started, and return its id; "" where the name is taken. Of several who claim it, one gets it.
+
+        `volumes` are mounted in it, by name or host folder: the place in the container.
+        """
+        binds = [f"{source}:{place}" for source, place in (volumes or {}).items()]
+        with refusals(f"container {name}"):
+            settings = self.client.create_host_config(binds=binds)
+            try:
+                made = self.client.create_container(image, ["/ok"], name=name, labels=dict(labels), host_config=settings)
+            except docker.errors.APIError as problem:
+                if problem.status_code == 409:
+                    return ""
+                raise
+        return str(made["Id"])
+
+    def rename(self, container: str, name: str) -> bool:
+        """Give a container another name; False where that is taken."""
+        with refusals(f"container {container}"):
+            try:
+                self.client.rename(container, name)
+            except docker.errors.APIError as problem:
+                if problem.status_code == 409:
+                    return False
+                raise
+        return True
+
+    def keep(self, container: str, place: str, tar: Iterable[bytes]) -> None:
+        """Unpack a tar stream into a folder of a container, which need not run."""
+        with refusals(f"container {container}"):
+            self.client.put_archive(container, place, iter(tar))
+
+    def kept(self, container: str, file: str) -> bytes | None:
+        """Return a small file of a container, which need not run; None where there is none."""
+        with refusals(f"container {container}"):
+            try:
+                chunks, _ = self.client.get_archive(container, file)
+            except docker.errors.NotFound:
+                return None
+            with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+                member = archive.extractfile(archive.getmembers()[0])
+                return member.read() if member else None
+
+    def labelled(self, label: str) -> list[dict[str, Any]]:
+        """Return the engine's short facts (Id, Names, Labels, Created in seconds) about all containers with a label, running or not."""
+        with refusals("the list of containers"):
+            found: list[dict[str, Any]] = self.client.containers(all=True, filters={"label": label})
+            return found
+
+    def published(self, container: str, port: int) -> int:
+        """Return the port of the engine's host at which a container's port is published. Raises EngineError where it is not."""
+        with refusals(f"container {container}"):
+            found = self.client.port(container, port)
+        if not found:
+            raise EngineError(f"port {port} of container {container} is not published")
+        return int(found[0]["HostPort"])
+
     def remove(self, container: str) -> None:
         """Stop and remove a container, if it is there."""
-        with contextlib.suppress(docker.errors.NotFound):
+        with refusals(f"container {container}"), contextlib.suppress(docker.errors.NotFound):
             with contextlib.suppress(docker.errors.APIError):
                 self.client.stop(container, timeout=5)
-            self.client.remove_container(container, force=True)
+            self.client.remove_container(container, v=True, force=True)
 
 
 def run_command(
@@ -228,18 +296,28 @@ def connect(kind: str = "auto") -> Iterator[Engine]:
 
 
 def _docker() -> Engine:
+    address = os.environ.get("DOCKER_HOST", "")
+    step = "start one (`sudo systemctl start docker`), or install one: `sudo apt-get install docker.io`, or `podman`"
+    return _answering(address or SOCKET, address or "the default socket", step, **docker.utils.kwargs_from_env())
+
+
+def engine_at(
+    address: str, shown: str, reach: tuple[str, ...], forward: Callable[[int], AbstractContextManager[int]] | None
+) -> Engine:
+    """Return the engine of a host, at a socket of this machine; `shown` is its address for people. Raises EngineError."""
+    step = f"try it by hand: {' '.join(['docker', *(reach or ('--host', address)), 'version'])}"
+    return replace(_answering(address, shown, step, base_url=address), reach=reach, forward=forward)
+
+
+def _answering(address: str, shown: str, step: str, **words: Any) -> Engine:
     try:
-        client = docker.APIClient(**docker.utils.kwargs_from_env(), timeout=TIMEOUT, version="auto")
+        client = docker.APIClient(**words, timeout=TIMEOUT, version="auto")
         version = client.version()
     except (docker.errors.DockerException, requests.exceptions.RequestException) as problem:
-        raise EngineError(
-            f"no container engine answers at {os.environ.get('DOCKER_HOST', 'the default socket')}: {_first_line(problem)}",
-            next_step="start one (`sudo systemctl start docker`), or install one: `sudo apt-get install docker.io`, or `podman`",
-        ) from problem
+        raise EngineError(f"no container engine answers at {shown}: {_first_line(problem)}", next_step=step) from problem
     is_podman = any("podman" in str(part.get("Name", "")).lower() for part in version.get("Components", []))
-    # The command line must reach the very engine that answered, whatever context it has been told to use.
-    address = os.environ.get("DOCKER_HOST") or SOCKET
     kind = "podman" if is_podman else "docker"
+    # The command line must reach the very engine that answered, whatever context it has been told to use.
     return Engine(kind, str(version["Version"]), address, client, processes.find("docker") or "docker", {"DOCKER_HOST": address})
 
 
@@ -252,7 +330,7 @@ def _podman() -> Iterator[Engine]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="release-podman-")))
         guard = stack.enter_context(contextlib.closing(Guard()))
         stack.enter_context(guard.watch("folder", str(home)))
-        env = _settings()
+        env = settings()
         address = f"unix://{home}/podman.sock"
         service = processes.background([program, "system", "service", "--time", "0", address], env=env, log=home / "service.log")
         stack.callback(processes.stop, service)
@@ -263,43 +341,6 @@ def _podman() -> Iterator[Engine]:
             raise EngineError(f"podman's service ended at once: {(home / 'service.log').read_text().strip()}")
         client = docker.APIClient(base_url=address, timeout=TIMEOUT, version="auto")
         yield Engine("podman", str(client.version()["Version"]), address, client, program, env)
-
-
-def _settings() -> dict[str, str]:
-    """Return the environment that podman needs here: a containers.conf of ours where the defaults would start no container.
-
-    That is so under low hard limits, and where crun meets hybrid cgroups that only runc can use. The file stays, because `release serve`
-    becomes podman and needs it then. Elsewhere the user's own settings stand alone.
-    """
-    low = any(0 <= resource.getrlimit(limit)[1] < WANTED for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
-    hybrid = Path("/sys/fs/cgroup/unified").is_dir() and processes.find("runc")
-    if not low and not hybrid:
-        return {}
-    text = (f"[containers]\ndefault_ulimits = [{_ulimits()}]\n" if low else "") + (
-        '[engine]\nruntime = "runc"\n' if hybrid else ""
-    )
-    path = default_path() / "containers.conf"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
-    except OSError as problem:
-        raise EngineError(
-            f"podman's settings cannot be written to {path}: {problem.strerror}", next_step="set RELEASE_STORE"
-        ) from problem
-    return {"CONTAINERS_CONF": str(path)}
-
-
-def _ulimits() -> str:
-    """Return limits that the kernel grants us: podman as root asks for more than its hard limit and then starts no container.
-
-    For processes that holds even of the hard limit itself (seen with podman 4.3: 96365 of 96365 is refused, 32768 is not).
-    """
-    pairs = []
-    for name, number, most in (("nofile", resource.RLIMIT_NOFILE, WANTED), ("nproc", resource.RLIMIT_NPROC, 1 << 15)):
-        hard = resource.getrlimit(number)[1]
-        bound = most if hard == resource.RLIM_INFINITY else min(hard, most)
-        pairs.append(f'"{name}={bound}:{bound}"')
-    return ", ".join(pairs)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,10 @@ class EngineError(StageError):
     """The container engine is missing, not running, or refused what was asked."""
 
 
+class HostError(StageError):
+    """A host is at fault, and not the cell that was tried on it."""
+
+
 class ServingError(StageError):
     """A server did not become healthy, died, or answered outside its protocol."""
 

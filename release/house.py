@@ -22,7 +22,7 @@ from release.pipeline import Graph, changes, graph, is_valid
 from release.stages import STAGES
 from release.store import Store, default_path, write_whole
 from release.supply import matrix_patches
-from release.types import JSON, Concern, Plan, Unknown, split_cell
+from release.types import JSON, Chip, Concern, Hosts, Plan, Unknown, split_cell
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,27 @@ class House:
     matrix: Matrix
     store: Store
     engine_kind: str
+    hosts_path: Path | None = None
 
     @classmethod
-    def open(cls, overlays: tuple[Path, ...], store: Path | None, engine_kind: str) -> House:
+    def open(cls, overlays: tuple[Path, ...], store: Path | None, engine_kind: str, hosts: Path | None = None) -> House:
         """Return the house of a command line."""
-        return cls(Matrix(overlays), Store((store or default_path()).absolute()), engine_kind)
+        return cls(Matrix(overlays), Store((store or default_path()).absolute()), engine_kind, hosts)
+
+    def hosts(self) -> tuple[Hosts, dict[str, Chip]] | None:
+        """Return the hosts that there are, with the chips that they lend; None where no file says any. Raises MatrixError for a wrong one."""
+        if self.hosts_path is None:
+            return None
+        found = parse.read(self.hosts_path, Hosts)
+        known = self.matrix.chips()
+        for name, host in found.hosts.items():
+            for chip in host.chips:
+                if chip not in known:
+                    place = parse.locate(self.hosts_path, "hosts", name, "chips", chip)
+                    raise MatrixError(
+                        f"{place}: there is no chip {chip!r}{parse.near(chip, known)}", next_step="`release matrix` lists them"
+                    )
+        return found, {chip: self.matrix.chip(chip) for host in found.hosts.values() for chip in host.chips}
 
     def cell(self, chip: str, model: str, precision: str | None) -> str:
         """Return the cell id for the options. Raises UsageError with near misses where there is none."""

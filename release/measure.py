@@ -61,7 +61,7 @@ def _run(work: Work, load: Load, tokens: tuple[int, int], concurrency: int, repe
         work.line.note(f"{tokens[0]}+{tokens[1]} × {concurrency}, repeat {repeat + 1} of {load.repeats}")
         before = round(os.getloadavg()[0], 2)
         line = argv(load, tokens, concurrency, repeat, model=serve["model"], port=serve["serve"]["port"])
-        status, out, err = work.session.engine.execute(server.container, line)
+        status, out, err = server.engine.execute(server.container, line)
         if status:
             raise StageError(f"the benchmark ended with status {status}: {(err or out)[-600:].strip()}")
         try:

@@ -165,8 +165,8 @@ class Run:
     session: Session
     progress: Progress
 
-    def perform(self, task: Task) -> bool:
-        """Bring one task's result into the store; say whether it had to run."""
+    def perform(self, task: Task, host: str = "") -> bool:
+        """Bring one task's result into the store; say whether it had to run. Its entry notes the host on which its server was."""
         line = self.progress.line(task.cell, task.stage.name)
         with self.store.locked(task.key, on_wait=lambda: line.note("waiting for another build of the same key")):
             if is_valid(self.store, task):
@@ -175,6 +175,8 @@ class Run:
             line.start()
             began = time.monotonic()
             facts: dict[str, Any] = {**task.facts, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            if host:
+                facts["host"] = host
             facts["inputs"] = {need: self.store.facts(key)["mark"] for need, key in task.needs.items()}
             partial = digest([task.key, facts["inputs"]])  # samples of one image must not be joined with those of another
 

@@ -17,6 +17,8 @@ from release.errors import StageError
 
 TAIL: Final = 15
 """Lines of output that an error quotes."""
+Process = subprocess.Popen[str]
+"""A command that was started in the background."""
 FULL: Final = "No space left on device"
 
 
@@ -78,6 +80,12 @@ def background(argv: Sequence[str], *, env: Mapping[str, str] | None = None, log
             start_new_session=True,
             text=True,
         )
+
+
+def wired(argv: Sequence[str], wire: int, *, log: Path) -> subprocess.Popen[str]:
+    """Start a command that reads from and writes to the file descriptor `wire`, its complaints going to `log`."""
+    with log.open("a") as complaints:
+        return subprocess.Popen(list(argv), stdin=wire, stdout=wire, stderr=complaints, start_new_session=True, text=True)
 
 
 def guarded(argv: Sequence[str]) -> subprocess.Popen[str]:

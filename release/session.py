@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from release.errors import EngineError
 from release.guard import Guard
 
 if TYPE_CHECKING:
     from release.containers import Engine
+    from release.fleet import Fleet
+    from release.types import Chip, Hosts, Seat
     from release.validators.serving import Server
 
 
@@ -20,10 +23,17 @@ class Session:
 
     `engine_kind` is "auto", "docker" or "podman"; `use_build_cache` lets the engine reuse its own layers. `patch_key` is the file of the
     private key for encrypted patches (None: the environment's); with `offline`, repositories and wheels come from the store alone.
+    `hosts` are those that servers may be on, with the chips that they lend.
     """
 
     def __init__(
-        self, engine_kind: str = "auto", *, use_build_cache: bool = True, patch_key: Path | None = None, offline: bool = False
+        self,
+        engine_kind: str = "auto",
+        *,
+        use_build_cache: bool = True,
+        patch_key: Path | None = None,
+        offline: bool = False,
+        hosts: tuple[Hosts, Mapping[str, Chip]] | None = None,
     ) -> None:
         self.engine_kind = engine_kind
         self.use_build_cache = use_build_cache
@@ -35,6 +45,12 @@ class Session:
         self._guard: Guard | None = None
         self._servers: dict[str, tuple[Server, ExitStack]] = {}
         self._locks: dict[str, threading.Lock] = {}
+        self._seats: dict[str, Seat] = {}
+        self.fleet: Fleet | None = None
+        if hosts is not None:
+            from release.fleet import Fleet
+
+            self.fleet = Fleet(*hosts, lambda: self.guard)
 
     @property
     def guard(self) -> Guard:
@@ -53,6 +69,14 @@ class Session:
 
                 self._engine = self._stack.enter_context(connect(self.engine_kind))
             return self._engine
+
+    def seat(self, key: str, seat: Seat) -> None:
+        """Say on which host the server under `key` is to be when it is started next."""
+        self._seats[key] = seat
+
+    def seat_of(self, key: str) -> Seat | None:
+        """Return where the server under `key` is to be; None for this machine."""
+        return self._seats.get(key)
 
     def once(self, key: str) -> threading.Lock:
         """Return the lock of a key: what two stages would do at once to one thing, one does and the other finds done."""
@@ -77,12 +101,18 @@ class Session:
         with self.once(key):
             _, own = self._servers.pop(key, (None, None))
             if own is not None:
-                own.close()
+                try:
+                    own.close()
+                except EngineError:
+                    if key not in self._seats:  # a host that is gone: its leases' token finds what is left there
+                        raise
 
     def close(self) -> None:
         """Stop the servers, let go of the engine, end the guard."""
         with ExitStack() as stack:
             stack.push(self._stack)
+            if self.fleet is not None:
+                stack.callback(self.fleet.close)
             for key in list(self._servers):
                 stack.callback(self.stop, key)
         if self._guard is not None:

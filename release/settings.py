@@ -11,16 +11,17 @@ from typing import Final
 from release.errors import UsageError
 
 NAME: Final = "release.toml"
-KEYS: Final = ("matrix", "store", "engine")
+KEYS: Final = ("matrix", "store", "engine", "hosts")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Matrix folders (the first goes before the others), the store, and the kind of container engine; None where nothing is said."""
+    """Matrix folders (the first goes before the others), store, kind of container engine, file of hosts; None where nothing is said."""
 
     matrix: tuple[Path, ...] = ()
     store: Path | None = None
     engine: str | None = None
+    hosts: Path | None = None
 
 
 def settings(start: Path) -> Settings:
@@ -43,9 +44,16 @@ def _read(file: Path) -> Settings:
             raise UsageError(f"{file}: {key}: unknown key{hint}", next_step=f"the keys are {', '.join(KEYS)}")
     folders = said.get("matrix", [])
     folders = [folders] if isinstance(folders, str) else folders
-    store, engine = said.get("store"), said.get("engine")
+    store, engine, hosts = said.get("store"), said.get("engine"), said.get("hosts")
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         raise UsageError(f"{file}: matrix: is neither a folder nor a list of folders")
+    if not isinstance(hosts, str | None):
+        raise UsageError(f"{file}: hosts is a file")
     if not isinstance(store, str | None) or engine not in (None, "auto", "docker", "podman"):
         raise UsageError(f"{file}: store is a folder; engine is auto, docker or podman")
-    return Settings(tuple(file.parent / folder for folder in folders), file.parent / store if store else None, engine)
+    return Settings(
+        tuple(file.parent / folder for folder in folders),
+        file.parent / store if store else None,
+        engine,
+        file.parent / hosts if hosts else None,
+    )

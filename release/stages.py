@@ -204,7 +204,7 @@ def reads_publish(plan: Plan, matrix: Matrix) -> JSON:
 def served_by(plan: Plan) -> JSON:
     """Say what a server of this plan holds while it is up: devices of its chip, or a place on a host that is its own device."""
     if plan.device is None:
-        return {HOST_SERVERS: 1}
+        return {HOST_SERVERS: 1, f"device:{plan.chip.id}": 1}
     layout = plan.parallel or Parallel()
     return {f"device:{plan.chip.id}": layout.world_size * layout.replicas}
 

@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 from release.batch import FAILED, STANDING
-from release.build import carry
+from release.build import carry, here
 from release.errors import ReleaseError, UsageError
 from release.failures import KINDS, ON_DEVICE, Failure, failures_of
 from release.house import House
 from release.journal import Past, runs
 from release.pipeline import Stage, graph
 from release.progress import progress_for
-from release.schedule import Limits
 from release.session import Session
 from release.stages import STAGES
 from release.types import JSON, State, split_cell
@@ -176,11 +175,11 @@ def _run(house: House, control: Control, session: Session | None) -> Control:
     if control.state == NONE:
         return control
     stages = again(STAGES, datetime.now(UTC).isoformat())
-    own = session or Session(house.engine_kind)
+    own = session or Session(house.engine_kind, hosts=house.hosts())
     try:
         tasks = graph(stages, house.plans([control.cell]), house.matrix, [control.cell], AGAIN[-1])
         key = tasks.of[control.cell, AGAIN[-1]]
-        ledger = carry(house, tasks, [key], progress_for(sys.stderr), Limits(), own, note=False)
+        ledger = carry(house, tasks, [key], progress_for(sys.stderr), here(house, None), own, note=False)
         for failure in ledger.failed.values():
             raise failure
         verdicts = json.loads((house.store.get(key) / "conformance.json").read_bytes())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from release.errors import StageError
 from release.matrix.load import Matrix
-from release.pipeline import Work
+from release.pipeline import Work, digest, mark
 from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump, tuples
 
 if TYPE_CHECKING:
@@ -171,15 +171,22 @@ def server_of(work: Work, key: str, reads: JSON) -> Server:
     folder = work.inputs["weights"] / "model"
 
     def start(stack: ExitStack) -> Server:
-        engine = work.session.engine
+        seat, fleet, flags, mounted = work.session.seat_of(key), work.session.fleet, tuple[str, ...](), str(folder)
+        if seat is not None and fleet is not None:
+            place = stack.enter_context(fleet.sit(seat, work.task.cell, work.line.note))
+            engine, flags = place.engine, place.flags
+            work.line.note(f"bringing the weights to {seat.host}")
+            mounted = fleet.weights(seat.host, folder, work.store.path, digest([work.task.needs["weights"], mark(folder)]))
+        else:
+            engine = work.session.engine
         work.line.note("waiting for the image to be loaded")
-        with work.session.once(str(facts["config"])):
+        with work.session.once(f"{seat.host if seat else ''} {facts['config']}"):
             image_id = provide_image(facts, work.inputs["image"], engine, work.line)
         return serving.start(
             engine,
             work.session.guard,
             stack,
-            lambda publish, extra: _command(reads, image_id, publish, str(folder), extra),
+            lambda publish, extra: _command(reads, image_id, publish, mounted, (*extra, *flags)),
             health=reads["health"],
             within=reads["serve"]["ready-within"],
             port=reads["serve"]["port"],

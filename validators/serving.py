@@ -53,17 +53,21 @@ def start(
 ) -> Server:
     """Start a container and return it once `health` answers 200; `stack` stops and removes it.
 
-    With `on_host` it listens on the host's own network, at `port`; else at a free port of ours. `command(publish, extra)` gives the
+    With `on_host` it listens on the host's own network, at `port`; else at a free port of ours, or of the engine's machine, from which a
+    port of ours leads there. `command(publish, extra)` gives the
     `docker run` line for a published address and extra flags. Raises ServingError with the last lines of the server's log as soon as
     the container ends, or after `within` seconds.
     """
     name = f"release-{uuid4().hex[:12]}"
-    host_port = free_port(port if on_host else 0)
-    line = command(f"127.0.0.1:{host_port}:{port}", ("--detach", "--name", name))  # and not --rm: its log must outlive it
-    stack.enter_context(guard.watch("command", engine.cli, "rm", "--force", "--volumes", name))
+    host_port = free_port(port if on_host else 0) if engine.forward is None else 0
+    publish = f"127.0.0.1:{host_port or ''}:{port}"  # another machine's engine chooses the port itself
+    line = command(publish, ("--detach", "--name", name))  # and not --rm: its log must outlive it
+    stack.enter_context(guard.watch("command", engine.cli, *engine.reach, "rm", "--force", "--volumes", name))
     stack.callback(engine.remove, name)
     began = time.monotonic()
     engine.start(line)
+    if engine.forward is not None:
+        host_port = stack.enter_context(engine.forward(port if on_host else engine.published(name, port)))
     url = f"http://127.0.0.1:{host_port}"
     with requests.Session() as session:
         session.trust_env = False

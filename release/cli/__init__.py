@@ -16,6 +16,7 @@ try:  # a tenth of a second in which Ctrl-C may come before `main` can catch it
 
     from release import __version__
     from release.cli import card, host, hub, kernels, night, report, signing, site, sources, validate, weights, work
+    from release.cli import hosts as hosts_
     from release.cli import matrix as table
     from release.errors import ReleaseError
 except KeyboardInterrupt:
@@ -54,9 +55,16 @@ class _Door(click.Group):
     envvar="RELEASE_ENGINE",
     help="The container engine [default: auto].",
 )
+@click.option(
+    "--hosts",
+    type=click.Path(path_type=Path),
+    help="The file of hosts that servers may be on [default: ./hosts.yaml, if it is there].",
+)
 @click.option("--traceback", is_flag=True, help="Show where in the code an error came from.")
 @click.pass_context
-def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, engine: str | None, traceback: bool) -> None:
+def cli(
+    context: click.Context, matrix: tuple[Path, ...], store: Path | None, engine: str | None, hosts: Path | None, traceback: bool
+) -> None:
     """Build, serve, validate, document and publish a model for a chip.
 
     \b
@@ -75,6 +83,7 @@ def cli(context: click.Context, matrix: tuple[Path, ...], store: Path | None, en
         "matrix": matrix + said.matrix,
         "store": store,
         "engine": engine or said.engine or "auto",
+        "hosts": hosts or said.hosts or (Path("hosts.yaml") if Path("hosts.yaml").is_file() else None),
         "traceback": traceback,
     }
 
@@ -86,7 +95,7 @@ for command in (
     kernels.kernels,
     *(signing.keys, signing.sign, signing.verify, hub.hub),
     *(night.status, night.triage, night.bisect),
-    *(host.doctor, host.base, host.completion),
+    *(host.doctor, host.base, host.completion, hosts_.hosts),
 ):
     cli.add_command(command)
 

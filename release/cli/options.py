@@ -52,4 +52,4 @@ def house_of(context: click.Context) -> House:
     from release.house import House
 
     options = context.find_root().obj
-    return House.open(options["matrix"], options["store"], options["engine"])
+    return House.open(options["matrix"], options["store"], options["engine"], options["hosts"])

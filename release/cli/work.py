@@ -193,7 +193,7 @@ def build(
             raise UsageError("--tag is for one cell", next_step="leave it out: each cell has its own")
         cells = select(house, patterns, {"chip": chip, "model": model, "precision": precision})
         here = local_limits(house, cells, jobs, _counts(limits))
-        session = Session(house.engine_kind, use_build_cache=not no_build_cache)
+        session = Session(house.engine_kind, use_build_cache=not no_build_cache, hosts=house.hosts())
         batch = build_all(
             house, cells, until=until, limits=here, dist=dist, to=to, least=require, keep_going=keep_going, session=session
         )
