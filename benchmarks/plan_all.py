@@ -4,8 +4,8 @@
 
 Four cells stand in a file, each with arguments, environment, sources, reported results and a conflict as cells of ours have. Sizes
 alternate within a round. The named peer is PyYAML's own `yaml.load` with its C loader over the same files, in a process as well: what
-reading them costs in any case. Seconds of computing (user and system time of the process) hold on a busy machine too. --profile
-prints where a plan of the largest size spends its time.
+reading them costs in any case. Seconds of computing (user and system time of the process) hold on a busy machine too. `MB` is the most
+memory that either form of the plan held. --profile prints where a plan of the largest size spends its time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -174,38 +175,42 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def seconds(command: Sequence[str], scratch: Path) -> tuple[float, float]:
-    """Return how long a process takes and how long it computes; its output goes to a file."""
-    before = os.times()
+def seconds(command: Sequence[str], scratch: Path) -> tuple[float, float, float]:
+    """Return how long a process takes, how long it computes, and its largest resident memory in MB (10^6 bytes); its output goes to a file."""
+    began = time.monotonic()
     with (scratch / "output").open("wb") as output:
-        subprocess.run(command, stdout=output, check=True)
-    after = os.times()
-    computing = after.children_user + after.children_system - before.children_user - before.children_system
-    return after.elapsed - before.elapsed, computing
+        process = subprocess.Popen(command, stdout=output)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6
 
 
 def measure(sizes: Sequence[int], rounds: int, scratch: Path) -> None:
     """Time every size `rounds` times, alternating, and print medians."""
-    taken: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    taken: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
     for size in sizes:
         make(scratch / str(size), size)
     for _ in range(rounds):
         for size in sizes:
             for name, command in commands(scratch / str(size)).items():
                 taken.setdefault((size, name), []).append(seconds(command, scratch))
-    clock = {key: statistics.median(wall for wall, _ in times) for key, times in taken.items()}
-    work = {key: statistics.median(computing for _, computing in times) for key, times in taken.items()}
+    clock = {key: statistics.median(wall for wall, _, _ in times) for key, times in taken.items()}
+    work = {key: statistics.median(computing for _, computing, _ in times) for key, times in taken.items()}
     print(f"{rounds} rounds, medians, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     print(
-        "| cells | --json s | min–max s | computing s | ms a cell more | table s | computing s | yaml.load computing s | × yaml.load |"
+        "| cells | --json s | min–max s | computing s | ms a cell more | table s | computing s | yaml.load computing s | × yaml.load | MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     first, js, table, peer = sizes[0], *commands(scratch)
     for size in sizes:
-        walls = [wall for wall, _ in taken[size, js]]
+        walls = [wall for wall, _, _ in taken[size, js]]
+        memory = max(most for name in (js, table) for _, _, most in taken[size, name])
         more = f"{1000 * (work[size, js] - work[first, js]) / (size - first):.2f}" if size > first else ""
         row = f"| {size:,} | {clock[size, js]:.2f} | {min(walls):.2f}–{max(walls):.2f} | {work[size, js]:.2f} | {more} "
-        row += f"| {clock[size, table]:.2f} | {work[size, table]:.2f} | {work[size, peer]:.2f} | {work[size, js] / work[size, peer]:.1f} |"
+        row += f"| {clock[size, table]:.2f} | {work[size, table]:.2f} | {work[size, peer]:.2f} | {work[size, js] / work[size, peer]:.1f} "
+        row += f"| {memory:.0f} |"
         print(row)
 
 

@@ -88,6 +88,20 @@ def plain(data: bytes, name: str) -> Any:
         raise MatrixError(f"{name}: cannot be read: {problem}") from problem
 
 
+def written(document: Any) -> str:
+    """Return a document as YAML that every reader takes alike: block style, keys in their order, no anchors, strings quoted where needed."""
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
 def _parsed(path: Path, text: str) -> tuple[Any, dict[Place, int]]:
     lines: dict[Place, int] = {}
     try:

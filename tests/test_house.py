@@ -41,7 +41,7 @@ FLOORS: Final = (
     ("house", "new"),
     ("build", "doctor", "cards", "convert", "report", "signing", "bump", "status", "pinned"),
     ("preflight", "pull", "batch", "shipping", "site"),
-    ("triage", "bisect"),
+    ("triage", "bisect", "export"),
     ("show",),
     ("cli",),
     ("__main__",),

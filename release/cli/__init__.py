@@ -94,7 +94,7 @@ for command in (
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report, site.site),
     kernels.kernels,
     *(signing.keys, signing.sign, signing.verify, hub.hub),
-    *(night.status, night.triage, night.bisect),
+    *(night.status, night.triage, night.bisect, night.export),
     *(host.doctor, host.base, host.completion, hosts_.hosts),
 ):
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""The commands about many builds: status, triage, bisect."""
+"""The commands about many builds: status, triage, bisect, export."""
 
 from __future__ import annotations
 
@@ -71,3 +71,48 @@ def bisect(context: click.Context, cell: str, good: str, bad: str, require: str,
     plan = house.plan(cell)
     ends = (earlier_pins(house, plan, place) for place in (good, bad))
     click.echo(bisect_text(search(house, cell, *ends, least=require), as_json=as_json))
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["github", "gitlab", "argo"]))
+@click.option("--all", "everything", is_flag=True, help="Every cell (that --chip and --model fit).")
+@click.option("--chip", shell_complete=complete("chips"), help="Of this chip.")
+@click.option("--model", shell_complete=complete("models"), help="Of this model.")
+@click.option("--select", "patterns", multiple=True, metavar="PATTERN", help="The cells that it fits, as '*/qwen3-*@w8a8'.")
+@click.option("--to", metavar="HOST/NAMESPACE", help="The registry to push into; its user and password are secrets of the CI.")
+@click.option(
+    "--require", type=click.Choice(["built", "validated"]), default="built", show_default=True, help="The least that passes."
+)
+@click.option("--image", default="", help="The container to run in, with `release` installed: for argo, and gitlab if you like.")
+@click.pass_context
+def export(
+    context: click.Context,
+    kind: str,
+    everything: bool,
+    chip: str | None,
+    model: str | None,
+    patterns: tuple[str, ...],
+    to: str | None,
+    require: str,
+    image: str,
+) -> None:
+    """Print a pipeline for a CI: a job that prepares each chip's images, then a job a cell, after what it is compared with.
+
+    Cells whose plans the rules refuse, and those that are compared with one, are left out, and told on stderr.
+    """
+    from release.batch import select
+    from release.errors import ReleaseError, UsageError
+    from release.export import export as written
+
+    if not (everything or patterns or chip or model):
+        raise UsageError("say which cells: --select PATTERN, --chip, --model, or --all")
+    house, kept = house_of(context), []
+    for cell in select(house, patterns, {"chip": chip, "model": model}):
+        try:
+            house.plans([cell])
+            kept.append(cell)
+        except ReleaseError as problem:
+            click.echo(f"left out: {problem}", err=True)
+    if not kept:
+        raise UsageError("no cell is left: the rules refuse all of them", next_step="`release plan --all` says why")
+    click.echo(written(kind, house, kept, to=to, least=require, image=image), nl=False)
