@@ -104,8 +104,8 @@ def _of_stage(fate: JSON) -> Failure:
     said = f"{reason}\n{fate.get('detail') or ''}"
     for sign in SIGNS:
         if (not sign.stages or stage in sign.stages) and (found := sign.pattern.search(said)):
-            words = _around(said, found)
-            return Failure(sign.kind, sign.name, stage, words, alike(words), key)
+            line = said.rfind("\n", 0, found.start()) + 1  # what comes after the sign differs from cell to cell
+            return Failure(sign.kind, sign.name, stage, _around(said, found), alike(said[line : found.end()]), key)
     error = str(fate.get("error") or "")
     kind = BY_ERROR.get(error) or BY_STAGE.get(stage, "build")
     return Failure(kind, error or "stage", stage, _short(reason), alike(reason), key)

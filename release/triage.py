@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from release.batch import FAILED, STANDING
+from release.batch import FAILED, REFUSED, STANDING
 from release.build import carry, here
 from release.errors import ReleaseError, UsageError
 from release.failures import KINDS, ON_DEVICE, Failure, failures_of
@@ -53,7 +53,8 @@ class Entry:
     @property
     def blame(self) -> str:
         """Whom the evidence points at, as far as it does."""
-        pins = ", ".join(f"{name} {value}" for name, value in self.shared.items()) or "nothing that they alone share"
+        pins = ", ".join(f"{name} {value}" for name, value in self.shared.items())
+        pins = pins or ("nothing that they alone share" if len(self.cells) > 1 else "an input of this cell alone")
         broken = [each for each in self.controls if each.state == BROKEN]
         if self.kind == "flaky":
             said = "nothing: equal inputs failed once and passed once"
@@ -99,11 +100,13 @@ def triage(house: House, *, control: bool = False, session: Session | None = Non
     controls = _controls(house, past, failing, clusters)
     if control:
         controls = {chip: _run(house, each, session) for chip, each in controls.items()}
-    passing = [fate for cell, fate in past.fates.items() if cell not in failing and fate.get("state") not in (FAILED, STANDING)]
+    passing = [
+        fate for cell, fate in past.fates.items() if cell not in failing and fate.get("state") not in (FAILED, STANDING, REFUSED)
+    ]
     entries = [_entry(found, past, passing, controls) for found in clusters.values()] + _flaky(house, known[1:], failing)
     entries.sort(key=lambda entry: (-len(entry.cells), KINDS.index(entry.kind)))
     return Triage(
-        past, tuple(entries), len(passing), len([c for c in past.fates.values() if c.get("state") == "refused"]), _untold(past)
+        past, tuple(entries), len(passing), len([c for c in past.fates.values() if c.get("state") == REFUSED]), _untold(past)
     )
 
 

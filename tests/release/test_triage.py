@@ -105,6 +105,19 @@ def test_one_cause_over_many_cells_is_one_entry_that_names_the_shared_pin(tmp_pa
     assert json.loads(triage_text(found, as_json=True))["causes"][0]["shared"] == {"gems": "5.3.3"}
 
 
+def test_what_is_said_after_a_sign_may_differ_and_what_is_refused_has_not_passed(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    said = ("the commit of gems is unknown: the card clones a tag", "the commit of gems is unknown: the card says nothing")
+    past(
+        here,
+        *(fate(cell, stage="fetch", reason=why) for cell, why in zip((A, B), said, strict=True)),
+        fate(C, state="refused", reason="no"),
+    )
+    found = triage(here)
+    assert [entry.cells for entry in found.entries] == [(A, B)]
+    assert (found.passed, found.refused) == (0, 1)
+
+
 def test_what_a_passing_cell_has_too_is_not_named() -> None:
     failed = [{"pins": {"a": "1", "b": "1"}}, {"pins": {"a": "1", "b": "2"}}]
     assert shared_by(failed, []) == {"a": "1"}
@@ -163,7 +176,7 @@ def test_infrastructure_and_builds_need_no_control(tmp_path: Path) -> None:
     here = house(tmp_path)
     past(here, fate(A, stage="image", reason="no space left on device"), fate(B, stage="unpatch", reason="odd", pins={"g": "1"}))
     disk, patch = sorted(triage(here).entries, key=lambda entry: entry.stage)
-    assert disk.blame.startswith("the host") and patch.blame == "nothing that they alone share"
+    assert disk.blame.startswith("the host") and patch.blame == "an input of this cell alone"
     assert disk.controls == patch.controls == ()
 
 
