@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from .interpreter import VARIABLE, interpreted, mend, watched
-from .operator import Facts
+from .operator import Facts, NotOffered
 
 OLDEST: Final = (3, 2)
 """The first Triton that these kernels are written for."""
+FLOAT64: Final = "a comparison with float64"
 LAUNCHES: Final = 3
 """How often a case is launched on a device, where a race shows only now and then."""
 
@@ -106,7 +107,7 @@ def operators_of(library: str) -> dict[str, Any]:
 
 def skipped(operator: str, dtype: str, why: str) -> Result:
     """Return the result of what was not tried."""
-    return Result(operator, "", dtype, "SKIPPED", "nothing", "a comparison with float64", why)
+    return Result(operator, "", dtype, "SKIPPED", "nothing", FLOAT64, why)
 
 
 def prepare() -> str:
@@ -139,30 +140,39 @@ def unsupported(dtype: str, device: Any) -> str:
 
 def tried(operator: Any, case: Any) -> Result:
     """Launch one case and return what came of it; whatever is raised on the way is a failure with its reason."""
+    import torch
+
     from .tolerances import distance, wanted
 
+    def result(status: str, measured: str, limit: str, reason: str) -> Result:
+        return Result(operator.name, case.name, case.dtype, status, measured, limit, reason)
+
     try:
-        inputs, outputs = launched(operator, case)
-        references = operator.reference(**inputs)
-    except NotImplementedError as problem:
-        return Result(operator.name, case.name, case.dtype, "SKIPPED", "nothing", "a comparison with float64", str(problem))
+        inputs = case.make()
+        references = several(operator.reference(**inputs))
+        launches = [launched(operator, case, inputs) for _ in range(1 if interpreted() else LAUNCHES)]
+    except NotOffered as problem:
+        return result("SKIPPED", "nothing", FLOAT64, str(problem))
+    except (MemoryError, torch.OutOfMemoryError):
+        return result("SKIPPED", "nothing", FLOAT64, "there is not memory enough for it")
     except Exception as problem:
-        return Result(operator.name, case.name, case.dtype, "FAILED", type(problem).__name__, "a result", root_of(problem))
-    references = references if isinstance(references, tuple) else (references,)
-    if len(outputs) != len(references):
-        return Result(operator.name, case.name, case.dtype, "FAILED", f"{len(outputs)} outputs", f"{len(references)}", "count")
+        return result("FAILED", type(problem).__name__, "a result", root_of(problem))
+    if any(len(outputs) != len(references) for outputs in launches):
+        return result("FAILED", f"{len(launches[0])} outputs", f"{len(references)} outputs", "the reference has another number")
     reduces = max(1, operator.reduces(inputs))
-    errors = [distance(a, b, reduces, operator.steps) for a, b in zip(outputs, references, strict=True)]
-    worst = max(range(len(errors)), key=lambda number: errors[number])
-    near = errors[worst] <= 1
-    reason = "near enough to the float64 reference" if near else f"output {worst} is too far from the float64 reference"
-    what = f"{errors[worst]:.2g} of the tolerance"
-    limit = wanted(outputs[worst].dtype, reduces, operator.steps)
-    return Result(operator.name, case.name, case.dtype, "PASSED" if near else "FAILED", what, limit, reason)
+    error, worst = max(
+        (distance(outputs[number], references[number], reduces, operator.steps), number)
+        for outputs in launches
+        for number in range(len(references))
+    )
+    limit = wanted(launches[0][worst].dtype, reduces, operator.steps)
+    if error > 1:
+        return result("FAILED", f"{error:.2g} of the tolerance", limit, f"output {worst} is too far from the float64 reference")
+    return result("PASSED", f"{error:.2g} of the tolerance", limit, "near enough to the float64 reference")
 
 
-def launched(operator: Any, case: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Return the inputs of a case as they were, and what the operator made of a copy of them in poisoned and fenced memory.
+def launched(operator: Any, case: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what an operator makes of a copy of inputs in poisoned and fenced memory.
 
     Raises RuntimeError where something was written that should not be, and, in the interpreter, what `Watch` raises.
     """
@@ -170,28 +180,27 @@ def launched(operator: Any, case: Any) -> tuple[dict[str, Any], tuple[Any, ...]]
 
     from .memory import Memory, bits
 
-    before = case.make()
-    for _ in range(1 if interpreted() else LAUNCHES):
-        memory = Memory(far=case.far)
-        placed = {}
-        for name, value in before.items():
+    memory, placed = Memory(), dict(inputs)
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
             loose = name in operator.strided
             memory.far = case.far and loose
-            placed[name] = memory.place(value, apart=case.apart and loose) if isinstance(value, torch.Tensor) else value
-        memory.far = case.far
-        with memory, watched(memory.ranges) if interpreted() else nullcontext():
-            found = operator.launch(**placed)
-            outputs = found if isinstance(found, tuple) else (found,)
-        if memory.broken():
-            raise RuntimeError(f"{memory.broken()} elements beside a tensor were written over")
-        for name, value in before.items():
-            if (
-                isinstance(value, torch.Tensor)
-                and name not in operator.in_place
-                and not torch.equal(bits(value), bits(placed[name]))
-            ):
-                raise RuntimeError(f"the input {name} was changed")
-    return before, outputs
+            placed[name] = memory.place(value, apart=case.apart and loose)
+    memory.far = case.far
+    with memory, watched(memory.ranges) if interpreted() else nullcontext():
+        outputs = several(operator.launch(**placed))
+    if memory.broken():
+        raise RuntimeError(f"{memory.broken()} elements beside a tensor were written over")
+    for name, value in inputs.items():
+        kept = name in operator.in_place or not isinstance(value, torch.Tensor) or torch.equal(bits(value), bits(placed[name]))
+        if not kept:
+            raise RuntimeError(f"the input {name} was changed")
+    return outputs
+
+
+def several(found: Any) -> tuple[Any, ...]:
+    """Return one output, or a tuple of them, as a tuple."""
+    return found if isinstance(found, tuple) else (found,)
 
 
 def root_of(problem: BaseException) -> str:

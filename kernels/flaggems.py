@@ -21,6 +21,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from .interpreter import interpreted
+from .operator import NotOffered
 
 FACTS: Final = Path(__file__).with_name("flaggems.json")
 
@@ -36,7 +37,7 @@ def launchers() -> dict[str, Callable[..., Any]]:
 
     def rotary(positions: Any, query: Any, key: Any, table: Any, interleaved: bool) -> Any:
         if table.shape[1] != query.shape[2]:
-            raise NotImplementedError("FlagGems turns whole heads only")
+            raise NotOffered("FlagGems turns whole heads only")
         cos, sin = table.chunk(2, -1)
         return gems.apply_rotary_pos_emb(query, key, cos, sin, positions, interleaved, inplace=True)
 

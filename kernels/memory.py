@@ -97,8 +97,11 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mapped(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return so many elements of memory that takes no room until it is written; on a device, of its own memory."""
+    """Return so many elements of memory that takes no room until it is written; on a device, of its own memory. Raises MemoryError."""
     if device != torch.get_default_device():
         return torch.empty(length, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, length * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+    try:
+        pages = mmap.mmap(-1, length * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+    except OSError as problem:
+        raise MemoryError(f"no address space for {length * dtype.itemsize} bytes: {problem}") from problem
     return torch.frombuffer(pages, dtype=dtype)

@@ -57,6 +57,10 @@ class Facts:
     block: int = 0
 
 
+class NotOffered(Exception):  # an answer, not an error
+    """What a launcher says of inputs that its library does not offer the operator for: they are skipped with this reason."""
+
+
 def nothing(inputs: Inputs) -> int:
     """Return 0: what is not counted."""
     return 0

@@ -25,7 +25,7 @@ def wanted(dtype: torch.dtype, reduces: int, steps: int) -> str:
     """Return in words what `distance` of 1 stands for."""
     if dtype in RELATIVE:
         return f"within {ABSOLUTE * reduces:.4g} + {RELATIVE[dtype]:g}·|reference|"
-    return f"within {steps} steps" if steps else "equal"
+    return f"at most {steps} apart" if steps else "equal"
 
 
 def distance(result: torch.Tensor, reference: torch.Tensor, reduces: int, steps: int) -> float:
