@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 
 from release.errors import StageError
 from release.matrix.load import Matrix
@@ -39,7 +38,9 @@ def performance(work: Work) -> str:
     found = Performance(
         tool=TOOL,
         version=", ".join(work.reads["versions"]) or "unknown",
-        machine=machine(work.reads["device"], work.reads["devices"]),
+        machine=machine(
+            work.session.look(work.task.needs["serve"], "/proc/cpuinfo"), work.reads["device"], work.reads["devices"]
+        ),
         prefix_cache="as the engine has it by default; every prompt is random, so that none is found again",
         slo=load.slo,
         points=tuple(points),
@@ -54,12 +55,14 @@ def _run(work: Work, load: Load, tokens: tuple[int, int], concurrency: int, repe
     """Return one repeat: as an earlier, killed run left it, else measured now."""
     from release.validators.performance.vllm_bench import argv, read_run
 
-    kept = work.partial() / f"{tokens[0]}-{tokens[1]}-{concurrency}-{repeat}.json"
-    if not kept.is_file():
+    key, kept = work.task.needs["serve"], work.partial() / f"{tokens[0]}-{tokens[1]}-{concurrency}-{repeat}.json"
+    seat = work.session.seat_of(key)
+    host = {"host": seat.host} if seat else {}
+    if not kept.is_file() or json.loads(kept.read_bytes()).get("host") != host.get("host"):  # no two machines in one measurement
         serve = work.reads["serve"]
-        server = server_of(work, work.task.needs["serve"], serve)
+        server = server_of(work, key, serve)
         work.line.note(f"{tokens[0]}+{tokens[1]} × {concurrency}, repeat {repeat + 1} of {load.repeats}")
-        before = round(os.getloadavg()[0], 2)
+        before = float(work.session.look(key, "/proc/loadavg").split()[0])
         line = argv(load, tokens, concurrency, repeat, model=serve["model"], port=serve["serve"]["port"])
         status, out, err = server.engine.execute(server.container, line)
         if status:
@@ -68,17 +71,18 @@ def _run(work: Work, load: Load, tokens: tuple[int, int], concurrency: int, repe
             document = json.loads(out)
         except ValueError as problem:
             raise StageError(f"the benchmark printed no result: {out[-300:]!r}") from problem
-        write_whole(kept, json.dumps({"load-before": before, "result": document}))
+        write_whole(kept, json.dumps({"load-before": before, **host, "result": document}))
     known = json.loads(kept.read_bytes())
     write_whole(work.out / kept.name, json.dumps(known, indent=1))
     return read_run(known["result"], known["load-before"])
 
 
-def machine(device: str | None, devices: int | None) -> Machine:
-    """Return the fingerprint of this host."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+def machine(processors: str, device: str | None, devices: int | None) -> Machine:
+    """Return the fingerprint of the machine that a server is on, from its /proc/cpuinfo."""
+    lines = processors.splitlines()
+    cores = sum(line.startswith("processor") for line in lines)
     names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "cpu model")))
-    return Machine(processor=next(names, os.uname().machine), cores=os.cpu_count() or 1, device=device, devices=devices)
+    return Machine(processor=next(names, os.uname().machine), cores=cores or 1, device=device, devices=devices)
 
 
 def reads_performance(plan: Plan, matrix: Matrix) -> JSON:

@@ -78,6 +78,13 @@ class Session:
         """Return where the server under `key` is to be; None for this machine."""
         return self._seats.get(key)
 
+    def look(self, key: str, path: str) -> str:
+        """Return a small text file of the machine that the server under `key` is on."""
+        seat = self.seat_of(key)
+        if seat is None or self.fleet is None:
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(self.fleet.run(seat.host, ["cat", path]))
+
     def once(self, key: str) -> threading.Lock:
         """Return the lock of a key: what two stages would do at once to one thing, one does and the other finds done."""
         with self._lock:

@@ -22,6 +22,7 @@ from release.progress import Line, Progress
 from release.schedule import Ledger, Limits, carry_out
 from release.session import Session
 from release.store import Store
+from release.types import Lent, Seat
 
 MATRIX = Matrix()
 
@@ -258,3 +259,69 @@ def test_any_graph_ends_with_each_task_done_once_or_a_reason(
         assert told == {f"t{number}" for number in range(len(shape))}
         assert done.isdisjoint(failing)
         assert not world.up
+
+
+class Fleeting:
+    """Stands in for a fleet: hosts that were told to be at fault, or not."""
+
+    def __init__(self, faults: Mapping[str, str]) -> None:
+        self.faults = faults
+
+    def fault(self, seat: Seat) -> str:
+        return self.faults.get(seat.host, "")
+
+
+def on_hosts(world: World, faults: Mapping[str, str], work: Callable[[str], None], **hosts: Lent) -> tuple[Ledger, list[str]]:
+    """Run one server's task with `work(host)`; return the ledger and the hosts that it was on, in order."""
+    visited: list[str] = []
+    seats: dict[str, Seat] = {}
+    world.fleet = Fleeting(faults)  # type: ignore[attr-defined]
+    world.seat = seats.__setitem__  # type: ignore[attr-defined]
+
+    def do() -> None:
+        visited.append(seats[digest("serve")].host)
+        work(visited[-1])
+
+    world.add("serve", uses={"device:chip": 2}, on="serve", work=do)
+    run = Run(Graph(world.tasks, {}), MATRIX, world.store, cast(Session, world), cast(Progress, Silent()))
+    return carry_out(run.graph, list(world.tasks), run, Limits(2, {}, {"device:chip": hosts}), keep_going=True), visited
+
+
+def fails_on(*names: str) -> Callable[[str], None]:
+    def work(host: str) -> None:
+        if host in names:
+            raise StageError("it broke")
+
+    return work
+
+
+TWO, EIGHT = Lent(devices=2), Lent(devices=8, visible="MINE")
+
+
+def test_a_server_goes_to_the_host_that_has_least_to_spare(world: World) -> None:
+    ledger, visited = on_hosts(world, {}, fails_on(), large=EIGHT, small=TWO)
+    assert visited == ["small"] and ledger.moved == [] and not ledger.failed
+    assert world.store.facts(digest("serve"))["host"] == "small"
+
+
+def test_a_stage_leaves_a_host_that_is_at_fault_and_its_key_stays(world: World) -> None:
+    ledger, visited = on_hosts(world, {"small": "no disk"}, fails_on("small"), large=EIGHT, small=TWO)
+    assert visited == ["small", "large"] and not ledger.failed and ledger.ran == ["chip/serve@bf16: serve"]
+    assert ledger.moved == ["chip/serve@bf16: serve: host small is at fault: no disk"]
+
+
+def test_a_cell_at_fault_is_not_tried_on_another_host(world: World) -> None:
+    ledger, visited = on_hosts(world, {}, fails_on("small", "large"), large=EIGHT, small=TWO)
+    assert visited == ["small"] and str(ledger.failed[digest("serve")]).endswith("it broke")
+
+
+def test_a_stage_under_which_three_hosts_fail_takes_no_fourth_with_it(world: World) -> None:
+    names = ("a", "b", "c", "d")
+    ledger, visited = on_hosts(world, dict.fromkeys(names, "it hangs"), fails_on(*names), **dict.fromkeys(names, TWO))
+    assert len(visited) == 3 and "at fault" in str(ledger.failed[digest("serve")])
+
+
+def test_where_no_host_is_left_or_large_enough_the_reason_is_told(world: World) -> None:
+    ledger, visited = on_hosts(world, {"small": "no disk"}, fails_on("small"), small=TWO, tiny=Lent(devices=1))
+    assert visited == ["small"]
+    assert "needs 2 of device:chip, and no host has them but those at fault: small" in str(ledger.failed[digest("serve")])

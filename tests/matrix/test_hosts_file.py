@@ -1,0 +1,69 @@
+"""hosts.yaml: strict, with file, line and key, and nothing in it that could become another word of a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from release.errors import MatrixError
+from release.house import House
+from release.types import Hosts
+
+GOOD = """\
+hosts:
+  rack-a:
+    docker: ssh://builder@rack-a.lab:2222
+    chips: {cpu: {devices: 2, visible: MY_DEVICES}}
+    labels: {site: lab}
+    store: /srv/release
+  here:
+    docker: unix:///run/docker.sock
+    chips: {cpu: {devices: [left, right]}}
+"""
+
+
+def hosts_of(tmp_path: Path, text: str) -> Hosts:
+    (tmp_path / "hosts.yaml").write_text(text)
+    known = House.open((), tmp_path / "store", "auto", tmp_path / "hosts.yaml").hosts()
+    assert known is not None
+    return known[0]
+
+
+def test_hosts_lend_devices_by_number_or_by_name(tmp_path: Path) -> None:
+    hosts = hosts_of(tmp_path, GOOD)
+    lent = hosts.lent["device:cpu"]
+    assert lent["rack-a"].ids == ("0", "1") and lent["here"].ids == ("left", "right")
+    assert hosts.hosts["rack-a"].destination == ("-p", "2222", "-l", "builder", "rack-a.lab")
+    assert hosts.hosts["here"].near and not hosts.hosts["rack-a"].near
+
+
+def test_without_a_file_there_are_no_hosts(tmp_path: Path) -> None:
+    assert House.open((), tmp_path, "auto").hosts() is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("ssh://builder@rack-a.lab:2222", "ssh://-oProxyCommand=touch", "docker"),
+        ("ssh://builder@rack-a.lab:2222", "ssh://-l@rack-a", "docker"),
+        ("ssh://builder@rack-a.lab:2222", "ssh://user:secret@rack-a", "without a password"),
+        ("ssh://builder@rack-a.lab:2222", "tcp://rack-a:2375", "docker"),
+        ("ssh://builder@rack-a.lab:2222", "ssh://rack-a/some/path", "docker"),
+        ("/srv/release", "/srv/release:/etc", "store"),
+        ("/srv/release", "../release", "store"),
+        ("devices: 2", "devices: 0", "devices"),
+        ("[left, right]", "[left, left]", "differ"),
+        ("[left, right]", "[]", "ids that differ"),
+        ("[left, right]", "['a;b']", "devices"),
+        ("MY_DEVICES", "MY-DEVICES", "environment variable"),
+        ("labels:", "lables:", "lables"),
+        ("chips: {cpu: {devices: 2, visible: MY_DEVICES}}", "chips: {cpuu: {devices: 2}}", "did you mean 'cpu'"),
+        ("rack-a:\n", "Rack A:\n", "Rack A"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, old: str, new: str, wanted: str) -> None:
+    assert old in GOOD
+    with pytest.raises(MatrixError, match=wanted) as caught:
+        hosts_of(tmp_path, GOOD.replace(old, new, 1))
+    assert "hosts.yaml:" in str(caught.value)
