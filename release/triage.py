@@ -15,6 +15,7 @@ from release.errors import ReleaseError, UsageError
 from release.failures import KINDS, ON_DEVICE, Failure, failures_of
 from release.house import House
 from release.journal import Past, runs
+from release.pins import pins_of, texts, traits
 from release.pipeline import Stage, graph
 from release.progress import progress_for
 from release.session import Session
@@ -103,7 +104,8 @@ def triage(house: House, *, control: bool = False, session: Session | None = Non
     passing = [
         fate for cell, fate in past.fates.items() if cell not in failing and fate.get("state") not in (FAILED, STANDING, REFUSED)
     ]
-    entries = [_entry(found, past, passing, controls) for found in clusters.values()] + _flaky(house, known[1:], failing)
+    good = [*passing, *({"pins": pins_now(house, each.cell)} for each in controls.values() if each.state == PASSED)]
+    entries = [_entry(found, past, good, controls) for found in clusters.values()] + _flaky(house, known[1:], failing)
     entries.sort(key=lambda entry: (-len(entry.cells), KINDS.index(entry.kind)))
     return Triage(
         past, tuple(entries), len(passing), len([c for c in past.fates.values() if c.get("state") == REFUSED]), _untold(past)
@@ -131,6 +133,12 @@ def shared_by(failed: Iterable[JSON], passing: Iterable[JSON]) -> dict[str, str]
 def _pins(fate: JSON) -> dict[str, str]:
     pins = fate.get("pins")
     return {str(name): str(value) for name, value in pins.items()} if isinstance(pins, dict) else {}
+
+
+def pins_now(house: House, cell: str) -> dict[str, str]:
+    """Return the pins of a cell as a run's journal would tell them."""
+    plan = house.plan(cell)
+    return traits(plan) | texts(pins_of(plan, house.matrix))
 
 
 def _flaky(house: House, earlier: Iterable[Past], failing: set[str]) -> list[Entry]:

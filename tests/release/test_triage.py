@@ -172,6 +172,16 @@ def test_a_control_cell_is_served_and_checked_anew_and_all_before_it_comes_from_
     assert {stage for (_, stage), key in fresh.of.items() if key not in usual.tasks} == set(AGAIN)
 
 
+def test_what_a_control_cell_that_passed_has_too_is_no_suspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = house(tmp_path)
+    release(here, D, "validated")
+    pins = {"chip": "ascend-800i-a2", "gems": "1"}
+    past(here, serve(A, OOM, pins=pins), serve(B, OOM, pins=pins))
+    assert triage(here).entries[0].shared == pins
+    monkeypatch.setattr("release.triage._run", lambda house, control, session: replace(control, state="passed"))
+    assert triage(here, control=True).entries[0].shared == {"gems": "1"}
+
+
 def test_infrastructure_and_builds_need_no_control(tmp_path: Path) -> None:
     here = house(tmp_path)
     past(here, fate(A, stage="image", reason="no space left on device"), fate(B, stage="unpatch", reason="odd", pins={"g": "1"}))
