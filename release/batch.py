@@ -67,6 +67,8 @@ class Batch:
     wanted: int
     tasks: int
     seconds: float
+    moved: tuple[str, ...] = ()
+    """Stages that left a host at fault, and why."""
 
     @property
     def causes(self) -> tuple[Cause, ...]:
@@ -226,7 +228,7 @@ def build_all(
     fates = tuple(night.fates[cell] for cell in cells)
     asked = sum(1 for owner, _ in tasks.of if owner in kept)
     journal.end(time.monotonic() - began)
-    return Batch(fates, tuple(ledger.ran), asked, len(tasks.tasks), time.monotonic() - began)
+    return Batch(fates, tuple(ledger.ran), asked, len(tasks.tasks), time.monotonic() - began, tuple(ledger.moved))
 
 
 def expected(house: House, tasks: Graph) -> Callable[[Task], float]:

@@ -25,6 +25,7 @@ def batch(result: Batch, *, as_json: bool) -> str:
                 "cells": [_fate(fate) for fate in result.fates],
                 "causes": [{"stage": each.stage, "reason": each.reason, "cells": each.cells} for each in result.causes],
                 "ran": result.ran,
+                "moved": result.moved,
                 "stages": result.wanted,
                 "tasks": result.tasks,
                 "seconds": round(result.seconds, 3),
@@ -42,6 +43,8 @@ def batch(result: Batch, *, as_json: bool) -> str:
             count = "1 cell" if len(cause.cells) == 1 else f"{len(cause.cells)} cells"
             causes.add_row(count, cause.stage, escape(f"{cause.reason}\n→ {', '.join(cause.cells[:NAMED])}{more}"))
         parts += ["", "causes, each once:", text(causes)]
+    if result.moved:
+        parts += ["", "went to another host:", *result.moved]
     counts = Counter(fate.state for fate in result.fates)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     parts += ["", f"{len(result.fates)} cells: {states}", _shared(result)]
