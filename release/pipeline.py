@@ -32,7 +32,8 @@ class Stage:
     none). `reads` is everything else it may use, as JSON; it gets nothing more. `version` changes when the function does.
     `work` fills `Work.out` and returns a one-line summary. `spared` names the needs that a plan can do without. `uses` are the units of
     each resource that it holds while it works; a stage that talks to a server names in `on` the stage that starts one (which may be
-    itself): what that stage uses is held for as long as the server is up.
+    itself): what that stage uses is held for as long as the server is up. What a stage that is `local` made lies partly in the store
+    around its folder (mirrors): no other store can have it, and what needs it works on the same machine.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     spared: Callable[[Plan], Collection[str]] = lambda plan: ()
     uses: Callable[[Plan], Mapping[str, int]] = lambda plan: {}
     on: str = ""
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,13 @@ class Run:
         """Bring one task's result into the store; say whether it had to run. Its entry notes the host on which its server was."""
         line = self.progress.line(task.cell, task.stage.name)
         with self.store.locked(task.key, on_wait=lambda: line.note("waiting for another build of the same key")):
-            if is_valid(self.store, task):
+            if is_had(self.store, task):
                 line.cached(str(self.store.facts(task.key).get("summary", "")))
                 return False
             line.start()
             began = time.monotonic()
+            for key in task.needs.values():
+                self.store.bring(key)
             facts: dict[str, Any] = {**task.facts, "created": datetime.now(UTC).isoformat(timespec="seconds")}
             if host:
                 facts["host"] = host
@@ -202,13 +206,15 @@ class Run:
                     raise
                 raise StageError(str(problem), where=f"{task.cell}: {task.stage.name}") from problem
             self.store.settle(partial)
+            if not task.stage.local:
+                self.store.share(task.key)
             line.done(str(facts["summary"]))
             return True
 
 
 def missing(graph: Graph, wanted: Iterable[str], store: Store) -> set[str]:
     """Return the keys that a run has to look at: none if all that is wanted is valid, else what is not, and all that it stands on."""
-    stack = [key for key in wanted if not is_valid(store, graph.tasks[key])]
+    stack = [key for key in wanted if not is_had(store, graph.tasks[key])]
     found: set[str] = set()
     while stack:
         key = stack.pop()
@@ -216,6 +222,13 @@ def missing(graph: Graph, wanted: Iterable[str], store: Store) -> set[str]:
             found.add(key)
             stack += graph.tasks[key].needs.values()
     return found
+
+
+def is_had(store: Store, task: Task) -> bool:
+    """Say whether the store has a result of a task that can stand, or can get it from where it is shared."""
+    if not task.stage.local:
+        store.bring(task.key)
+    return is_valid(store, task)
 
 
 def is_valid(store: Store, task: Task) -> bool:

@@ -215,7 +215,7 @@ def one(resource: str) -> Callable[[Plan], Mapping[str, int]]:
 
 
 STAGES: Final = (
-    Stage("fetch", 2, (), reads_fetch, fetch, uses=one(NETWORK)),
+    Stage("fetch", 2, (), reads_fetch, fetch, uses=one(NETWORK), local=True),
     Stage("unpatch", 2, ("fetch",), reads_unpatch, unpatch),
     Stage("wheels", 1, (), reads_wheels, wheels, uses=one(NETWORK)),
     Stage("base", 1, (), reads_base, base, uses=one(DISK)),

@@ -79,6 +79,13 @@ class Store:
                 shutil.rmtree(leftover, ignore_errors=True)
         return self._entry(key)
 
+    def bring(self, key: str) -> bool:
+        """Say whether the entry is here. A store that stands before a remote one first tries to get it from there."""
+        return self.has(key)
+
+    def share(self, key: str) -> None:
+        """Let others have an entry: nothing to do for a store that nobody shares."""
+
     @contextlib.contextmanager
     def locked(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Hold the lock of a key: two builds that need the same key wait for one another. The kernel frees it however we end."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,3 +55,39 @@ def house_of(context: click.Context) -> House:
 
     options = context.find_root().obj
     return House.open(options["matrix"], options["store"], options["engine"], options["hosts"])
+
+
+def remote_options(function: F) -> F:
+    """Add the options that name a store which others share."""
+    for option in (
+        click.option(
+            "--remote-trust",
+            multiple=True,
+            envvar="RELEASE_REMOTE_TRUST",
+            type=click.Path(path_type=Path),
+            metavar="FILE.pub",
+            help="Take only entries signed by this key; more than once for more keys.",
+        ),
+        click.option("--remote-read-only", is_flag=True, help="Take from the remote store, and put nothing there."),
+        click.option(
+            "--remote-store",
+            envvar="RELEASE_REMOTE_STORE",
+            metavar="URL",
+            help="Share finished stages with others: oci://HOST/NAMESPACE/NAME or file:///FOLDER.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def remote_house(house: House, address: str | None, trusted: Sequence[Path], *, read_only: bool) -> House:
+    """Return the house with its store in front of the remote one at `address`, if one is named. What is refused there is told at once."""
+    if address is None:
+        return house
+    from release.remote import Remote, Trust
+    from release.shelves import shelf_at
+
+    def warn(text: str) -> None:
+        click.echo(f"warning: {text}", err=True)
+
+    return replace(house, store=Remote(house.store.path, shelf_at(address), Trust.of(trusted), read_only=read_only, warn=warn))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from release.cli.options import complete, complete_stage, house_of
+from release.cli.options import complete, complete_stage, house_of, remote_house, remote_options
 from release.errors import UsageError
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
     help="The least state that counts as success.",
 )
 @click.option("--no-build-cache", is_flag=True, help="Let the container engine reuse none of its own layers.")
+@remote_options
 @click.option("--json", "as_json", is_flag=True, help="Print the record as one JSON document; progress goes to stderr.")
 @click.pass_context
 def build(
@@ -177,13 +178,16 @@ def build(
     tag: str | None,
     require: str,
     no_build_cache: bool,
+    remote_store: str | None,
+    remote_read_only: bool,
+    remote_trust: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Build a cell: fetch, patch, convert, build the image, serve it, validate it, write the card, publish.
 
     With --all or --select, many cells at once: what they share is done once, and each failure is told once.
     """
-    house = house_of(context)
+    house = remote_house(house_of(context), remote_store, remote_trust, read_only=remote_read_only)
     if everything or patterns:
         from release.batch import build_all, local_limits, select
         from release.session import Session

@@ -1,0 +1,215 @@
+"""A remote store: others get what is finished without running it, and whatever is not what it should be is refused and run here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distribution import Distribution, registry
+from night import JOURNAL, build, journal, night
+
+from release.errors import UsageError, VerificationError
+from release.listing import Item, Listing, check
+from release.oci import Descriptor, Layout, canonical, sha256
+from release.publish.keys import new_key, read_private, read_public
+from release.remote import Remote, Trust
+from release.shelves import FolderShelf, RegistryShelf, shelf_at
+from release.store import Store
+
+__all__ = ["registry"]
+GRAPH, WANTED = night(4)
+NAMES = sorted(task.stage.name for task in GRAPH.tasks.values())
+
+
+@pytest.fixture(autouse=True)
+def kept_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOURNAL, str(tmp_path / "journal"))
+    (tmp_path / "shelf").mkdir()
+
+
+def remote(tmp_path: Path, name: str, trust: Trust | None = None, **options: Any) -> tuple[Remote, list[str]]:
+    told: list[str] = []
+    return Remote(tmp_path / name, FolderShelf(tmp_path / "shelf"), trust, warn=told.append, **options), told
+
+
+def entry(tmp_path: Path, key: str) -> Path:
+    return tmp_path / "shelf" / "entries" / key[:2] / key
+
+
+def contents(folder: Path) -> dict[str, object]:
+    return {
+        str(path.relative_to(folder)): path.readlink()
+        if path.is_symlink()
+        else (path.stat().st_mode, path.is_file() and path.read_bytes())
+        for path in folder.rglob("*")
+    }
+
+
+def test_what_one_store_finished_another_has_without_running_anything(tmp_path: Path) -> None:
+    first, _ = remote(tmp_path, "a")
+    second, told = remote(tmp_path, "b")
+    assert len(build(first, GRAPH, WANTED).ran) == len(NAMES)
+    assert build(second, GRAPH, WANTED).ran == []
+    assert sorted(journal()) == NAMES
+    assert told == []
+    for key in WANTED:
+        assert contents(first.get(key)) == contents(second.get(key))
+        assert second.facts(key) == first.facts(key)
+    assert second.shared == []
+
+
+@pytest.mark.integration
+def test_a_registry_is_a_remote_store(tmp_path: Path, registry: Distribution) -> None:
+    place = str(registry.fresh())
+    first, second = (Remote(tmp_path / name, RegistryShelf(place), warn=pytest.fail) for name in "ab")
+    build(first, GRAPH, WANTED)
+    assert build(second, GRAPH, WANTED).ran == []
+    assert sorted(journal()) == NAMES
+    assert contents(first.get(WANTED[0])) == contents(second.get(WANTED[0]))
+
+
+def test_a_read_only_remote_store_gets_nothing(tmp_path: Path) -> None:
+    store, told = remote(tmp_path, "a", read_only=True)
+    build(store, GRAPH, WANTED)
+    assert list((tmp_path / "shelf").iterdir()) == []
+    assert told == []
+
+
+def keys(tmp_path: Path, name: str) -> Trust:
+    return Trust(read_private(_new(tmp_path, name)), (read_public(tmp_path / f"{name}.pub"),))
+
+
+def _new(tmp_path: Path, name: str) -> Path:
+    new_key(tmp_path / name)
+    return tmp_path / name
+
+
+def test_a_signed_entry_is_taken_by_who_trusts_its_key(tmp_path: Path) -> None:
+    trust = keys(tmp_path, "mine")
+    build(remote(tmp_path, "a", trust)[0], GRAPH, WANTED)
+    second, told = remote(tmp_path, "b", Trust(keys=trust.keys))
+    assert build(second, GRAPH, WANTED).ran == []
+    assert told == []
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_an_entry_that_no_trusted_key_signed_is_refused_and_the_stage_runs_here(tmp_path: Path, signed: bool) -> None:
+    build(remote(tmp_path, "a", keys(tmp_path, "theirs") if signed else None)[0], GRAPH, WANTED)
+    second, told = remote(tmp_path, "b", keys(tmp_path, "mine"))
+    assert len(build(second, GRAPH, WANTED).ran) == len(NAMES)
+    assert len(told) == len(NAMES)
+    assert all(("no trusted key" if signed else "not signed") in text for text in told)
+    third, told = remote(tmp_path, "c", second.trust)  # what was refused has been replaced
+    assert (build(third, GRAPH, WANTED).ran, told) == ([], [])
+
+
+def tampered(tmp_path: Path, key: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Put an entry on the shelf that says of itself what `change` makes of it, with digests that are right."""
+    shelf = FolderShelf(tmp_path / "shelf")
+    layout = Layout.create(tmp_path / f"scratch-{key[:8]}")
+    manifest = json.loads(entry(tmp_path, key).read_bytes())
+    shelf.get(config := Descriptor.from_json(manifest["config"]), layout)
+    listing = json.loads(layout.blob(config.digest).read_bytes())
+    change(listing)
+    made = layout.put(config.media_type, canonical(listing))
+    shelf.put(made, layout.blob(made.digest))
+    shelf.enter(key, canonical({**manifest, "config": made.to_json()}))
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "leaves by a path": lambda listing: listing["items"].append(["../../escaped", "file", 0o644, 0, ""]),
+    "leaves by an absolute path": lambda listing: listing["items"].append(["/tmp/escaped", "file", 0o644, 0, ""]),
+    "leaves by a link": lambda listing: listing["items"].append(["out", "link", "../../../x"]),
+    "writes through a link": lambda listing: listing["items"].append(["latest/x", "file", 0o644, 0, ""]),
+    "stands twice": lambda listing: listing["items"].append(listing["items"][-1]),
+    "is oversized": lambda listing: listing["items"].append(["big", "file", 0o644, 1 << 49, sha256(b"big")]),
+    "has a setuid bit": lambda listing: listing["items"].append(["program", "file", 0o4755, 0, ""]),
+    "has other small files": lambda listing: listing["items"][-1].__setitem__(3, 7),
+    "lacks a file": lambda listing: listing["items"].pop(),
+    "is of another key": lambda listing: listing.update(key="f" * 64),
+    "has other facts": lambda listing: listing["facts"].update(version=2),
+    "has no rows": lambda listing: listing.update(items="no"),
+    "has its own entry file": lambda listing: listing["items"].append([".entry.json", "file", 0o644, 0, ""]),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_an_entry_that_is_refused_writes_nothing_and_its_stage_runs_here(tmp_path: Path, what: str) -> None:
+    build(remote(tmp_path, "a")[0], GRAPH, WANTED[:1])
+    tampered(tmp_path, WANTED[0], HOSTILE[what])
+    second, told = remote(tmp_path, "b", read_only=True)
+    assert second.bring(WANTED[0]) is False
+    assert [path for path in second.path.rglob("*") if path.is_file() and path.parent.name != "locks"] == []
+    assert len(told) == 1, told
+    assert build(second, GRAPH, WANTED[:1]).ran == [f"{GRAPH.tasks[WANTED[0]].cell}: {GRAPH.tasks[WANTED[0]].stage.name}"]
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_an_entry_under_the_key_of_another_is_refused(tmp_path: Path) -> None:
+    trust = keys(tmp_path, "mine")
+    build(remote(tmp_path, "a", trust)[0], GRAPH, WANTED)
+    entry(tmp_path, WANTED[0]).chmod(0o644)
+    entry(tmp_path, WANTED[0]).write_bytes(entry(tmp_path, WANTED[1]).read_bytes())
+    for each in (Trust(keys=trust.keys), None):
+        second, told = remote(tmp_path, f"b{each is None}", each)
+        assert second.bring(WANTED[0]) is False
+        assert len(told) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"config": 3}', b"\xff", b"x" * (5 << 20)])
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
+    build(remote(tmp_path, "a")[0], GRAPH, WANTED[:1])
+    entry(tmp_path, WANTED[0]).chmod(0o644)
+    entry(tmp_path, WANTED[0]).write_bytes(data)
+    second, told = remote(tmp_path, "b")
+    assert second.bring(WANTED[0]) is False
+    assert len(told) == 1
+
+
+def test_bytes_that_are_not_those_of_their_digest_are_refused(tmp_path: Path) -> None:
+    build(remote(tmp_path, "a")[0], GRAPH, WANTED[:1])
+    for blob in (tmp_path / "shelf" / "blobs").rglob("*"):
+        if blob.is_file():
+            blob.chmod(0o644)
+            blob.write_bytes(b"?" * blob.stat().st_size)
+    second, told = remote(tmp_path, "b")
+    assert second.bring(WANTED[0]) is False
+    assert "has other content" in told[0]
+
+
+def test_a_shelf_that_is_gone_costs_warnings_and_no_build(tmp_path: Path) -> None:
+    store, told = remote(tmp_path, "a")
+    (tmp_path / "shelf").rmdir()
+    (tmp_path / "shelf").write_text("no folder")
+    assert len(build(store, GRAPH, WANTED).ran) == len(NAMES)
+    assert len(told) == 3
+    assert any(text.endswith("does without it from now on") for text in told)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "..", "../..", "a/../../b", "x/..", "../../deep"])
+def test_a_link_that_might_lead_out_is_refused(target: str) -> None:
+    items = (Item("link", target=target, kind="link"),)
+    with pytest.raises(VerificationError, match="leads out"):
+        check(Listing("k", {}, items, Descriptor("application/octet-stream", sha256(b""), 0)))
+
+
+@pytest.mark.parametrize(
+    "address", ["http://x/y", "oci://", "oci://host.example/name:tag", "file://host/x", "/x", "file:///nowhere/at/all"]
+)
+def test_an_address_that_is_no_remote_store_is_an_error_of_usage(address: str) -> None:
+    with pytest.raises(UsageError):
+        shelf_at(address)
+
+
+def test_a_stage_whose_result_lies_outside_its_folder_is_not_shared(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from release.pipeline import Graph
+
+    tasks = {key: replace(task, stage=replace(task.stage, local=True)) for key, task in GRAPH.tasks.items()}
+    store, _ = remote(tmp_path, "a")
+    build(store, Graph(tasks, {}), WANTED)
+    assert (store.shared, Store(store.path).has(WANTED[0])) == ([], True)
