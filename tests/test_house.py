@@ -36,7 +36,7 @@ FLOORS: Final = (
     ("grid", "remote"),
     ("sources",),
     ("supply", "trial", "pins"),
-    ("consistency", "measure", "benchmarks", "operators"),
+    ("consistency", "measure", "benchmarks", "operators", "coverage"),
     ("stages",),
     ("house", "new"),
     ("build", "doctor", "cards", "convert", "report", "signing", "bump", "status", "pinned"),

@@ -1,6 +1,8 @@
-"""The commands about operators: whether they compute the right thing."""
+"""The commands about operators: whether they compute the right thing, and what share of a model they are."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -44,3 +46,18 @@ def check(
     if not found.passed:
         failed = sum(verdict.status.value == "FAILED" for verdict in found.verdicts)
         raise VerdictError(f"{chip}/{model}: {f'{failed} cases failed' if failed else 'nothing was checked'}")
+
+
+@kernels.command()
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document, with every kind of operator.")
+def coverage(traces: tuple[Path, ...], as_json: bool) -> None:
+    """Say what share of a served model's operators ran in Triton: by kind, by launches, by time, each with its definition.
+
+    TRACES are what torch's profiler wrote of one server, or the folder of them: `vllm serve … --profiler-config.profiler torch
+    --profiler-config.torch_profiler_dir DIR`, then POST /start_profile, requests, POST /stop_profile.
+    """
+    from release.coverage import measure
+    from release.show.coverage import covered
+
+    click.echo(covered(measure(traces), as_json=as_json))

@@ -1,0 +1,190 @@
+"""The share of a served model that Triton computes, counted from a profile of its server in three ways that each say what they count."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+LARGEST: Final = 1 << 30
+"""Bytes of an unpacked trace that are read. A longer one profiles too much to be looked at."""
+LONGEST_NAME: Final = 400
+MOST_EVENTS: Final = 10_000_000
+UNDETERMINED: Final = "undetermined"
+DEFINITIONS: Final = {
+    True: {
+        "kinds": "distinct names of kernels on the device: those in Triton, of all, each counted once",
+        "launches": "launches of kernels on the device: those in Triton, of all",
+        "time": "summed durations of kernels on the device: of those in Triton, of all",
+    },
+    False: {
+        "kinds": "distinct names of operators that no other operator calls, on the host processor: those in Triton, of all, each counted once",
+        "launches": "calls of operators that no other operator calls, on the host processor: those in Triton, of all",
+        "time": "self CPU time, without what it calls, of every operator on the host processor: of those in Triton, of all",
+    },
+}
+"""What each share counts, where a device's kernels were seen and where only a processor's operators were."""
+RULES: Final = (
+    "Communication and what no pattern knows stay in the total; what no pattern knows never counts as Triton. A switch that is set counts "
+    "for nothing: only what the profile shows ran."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Whose kernels have names that fit a pattern, and whether they are written in Triton."""
+
+    library: str
+    triton: bool
+    pattern: re.Pattern[str]
+
+
+@dataclass(slots=True)
+class Kind:
+    """All calls of one name: how many, and their microseconds on the device (self time on a host processor)."""
+
+    name: str
+    library: str
+    triton: bool
+    launches: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One number with its definition: `part` of `whole`; None of nothing."""
+
+    by: str
+    part: float
+    whole: float
+    definition: str
+
+    @property
+    def share(self) -> float | None:
+        """The part of the whole from 0 to 1, None where nothing was observed."""
+        return self.part / self.whole if self.whole else None
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a profile shows: every kind of operator, the three shares, and whether a device's kernels or a processor's operators were seen."""
+
+    kinds: tuple[Kind, ...]
+    shares: tuple[Share, ...]
+    device: bool
+
+
+def libraries() -> tuple[tuple[Library, ...], re.Pattern[str]]:
+    """Return the table of libraries, the first that fits wins, and the pattern of events that are no operators."""
+    table = json.loads(Path(__file__).with_name("libraries.json").read_bytes())
+    rows = tuple(Library(row["library"], row["triton"], re.compile(row["pattern"])) for row in table["libraries"])
+    return rows, re.compile(table["waiting"])
+
+
+def read_trace(path: Path) -> list[Any]:
+    """Return the events of a trace of torch's profiler (Chrome's trace format; `.gz` is unpacked).
+
+    Raises ValueError for what is no such trace, is damaged, or unpacks to more than LARGEST bytes.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20} MiB, unpacked")
+        document = json.loads(data)
+    except (OSError, EOFError, zlib.error, RecursionError, ValueError) as problem:
+        raise ValueError(f"{path.name} is no trace: {problem!s:.200}") from problem
+    events = document.get("traceEvents") if isinstance(document, dict) else document
+    if not isinstance(events, list):
+        raise ValueError(f"{path.name} is no trace: it has no list of traceEvents")
+    if len(events) > MOST_EVENTS:
+        raise ValueError(f"{path.name} has {len(events)} events: profile fewer requests")
+    return events
+
+
+def coverage(traces: Iterable[list[Any]]) -> Coverage:
+    """Count the operators of all traces of one server. If any has kernels of a device, kernels alone are counted, in all of them.
+
+    Raises ValueError where there is neither a kernel nor an operator.
+    """
+    spans = [[span for event in events if (span := _span(event))] for events in traces]
+    device = any(span[0] == "kernel" for trace in spans for span in trace)
+    known, waiting = libraries()
+    found: dict[str, Kind] = {}
+    for trace in spans:
+        for name, launched, time in _kernels(trace) if device else _operators(trace):
+            if waiting.search(name):
+                continue
+            if name not in found:
+                library = next((row for row in known if row.pattern.search(name)), None)
+                found[name] = Kind(name, library.library if library else UNDETERMINED, library is not None and library.triton)
+            found[name].launches += launched
+            found[name].time += time
+    if not found:
+        raise ValueError("the profile has neither a kernel nor an operator: was the server asked anything while it was profiled?")
+    kinds = tuple(sorted(found.values(), key=lambda kind: (-kind.time, kind.name)))
+    return Coverage(kinds, _shares(kinds, device), device)
+
+
+def _shares(kinds: tuple[Kind, ...], device: bool) -> tuple[Share, ...]:
+    called = [kind for kind in kinds if kind.launches]
+    sums = {
+        "kinds": [(kind.triton, 1.0) for kind in called],
+        "launches": [(kind.triton, float(kind.launches)) for kind in called],
+        "time": [(kind.triton, kind.time) for kind in kinds],
+    }
+    return tuple(
+        Share(
+            by,
+            sum(value for triton, value in rows if triton),
+            sum(value for _, value in rows),
+            DEFINITIONS[device][by],
+        )
+        for by, rows in sums.items()
+    )
+
+
+def _span(event: Any) -> tuple[str, str, float, float, str] | None:
+    """Return kind, name, start, end (µs) and thread of a complete event that counts; None of all others and of malformed ones."""
+    if not isinstance(event, dict) or event.get("ph") != "X" or event.get("cat") not in ("kernel", "cpu_op"):
+        return None
+    name, start, duration = event.get("name"), event.get("ts"), event.get("dur")
+    if not isinstance(name, str) or not _number(start) or not _number(duration) or duration < 0:
+        return None
+    return event["cat"], name[:LONGEST_NAME], start, start + duration, f"{event.get('pid')}/{event.get('tid')}"
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def _kernels(spans: list[tuple[str, str, float, float, str]]) -> Iterable[tuple[str, int, float]]:
+    return ((name, 1, end - start) for kind, name, start, end, _ in spans if kind == "kernel")
+
+
+def _operators(spans: list[tuple[str, str, float, float, str]]) -> Iterable[tuple[str, int, float]]:
+    """Yield each operator's name, 1 if no other operator calls it, else 0, and its self time: operators of a thread nest."""
+    threads = defaultdict(list)
+    for _, name, start, end, thread in spans:
+        threads[thread].append((start, -end, name))
+    for calls in threads.values():
+        stack: list[list[Any]] = []  # name, end, microseconds of its own, calls that count
+        for start, negative, name in sorted(calls):
+            end = -negative
+            while stack and stack[-1][1] <= start:
+                yield _ended(stack.pop())
+            if stack:
+                stack[-1][2] -= min(end, stack[-1][1]) - start
+            stack.append([name, end, end - start, 0 if stack else 1])
+        while stack:
+            yield _ended(stack.pop())
+
+
+def _ended(call: list[Any]) -> tuple[str, int, float]:
+    return call[0], call[3], max(0.0, call[2])

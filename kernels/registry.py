@@ -1,0 +1,94 @@
+"""Which implementations an operator has, and which of them the environment asks for: ours, FlagGems' or the engine's own."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+SWITCH: Final = "RELEASE_OPERATORS"
+INCLUDE: Final = "RELEASE_OPERATORS_INCLUDE"
+EXCLUDE: Final = "RELEASE_OPERATORS_EXCLUDE"
+CHIP: Final = "RELEASE_KERNELS_CHIP"
+"""Environment variables: whose operators, only these, not these (by comma), and the chip that they run on."""
+NATIVE: Final = "native"
+LIBRARIES: Final = ("ours", "flaggems", NATIVE)
+EVERY: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an operator: the modules it needs, the chips and dtypes it is for (`*`: all)."""
+
+    needs: tuple[str, ...]
+    chips: tuple[str, ...]
+    dtypes: tuple[str, ...]
+
+    def takes(self, dtype: str) -> bool:
+        """Say whether it computes in a dtype, named as torch names it."""
+        return EVERY in self.dtypes or dtype in self.dtypes
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What an operator gets: a library, and, where that is not the one asked for, why."""
+
+    operator: str
+    library: str
+    reason: str = ""
+
+
+@cache
+def registry() -> Mapping[str, Mapping[str, Implementation]]:
+    """Return the implementations of each operator that an engine's layers are replaced by, by library."""
+    table = json.loads(Path(__file__).with_name("registry.json").read_bytes())
+    return {
+        operator: {
+            library: Implementation(**{name: tuple(values) for name, values in facts.items()}) for library, facts in row.items()
+        }
+        for operator, row in table.items()
+    }
+
+
+def choices(environment: Mapping[str, str], missing: Mapping[str, str]) -> tuple[Choice, ...]:
+    """Return what every operator of the registry gets.
+
+    `missing` maps a module (`triton`, `flag_gems`) to the reason why it cannot be used here. Nothing asked for is native. An operator that
+    cannot have what is asked for is native, with the reason. Raises ValueError for a library or an operator that does not exist.
+    """
+    library = environment.get(SWITCH, NATIVE).strip().lower() or NATIVE
+    if library not in LIBRARIES:
+        raise ValueError(f"{SWITCH}={library!r}: {_meant(library, LIBRARIES)}")
+    include, exclude = (_named(environment, variable) for variable in (INCLUDE, EXCLUDE))
+    return tuple(_choice(operator, library, include, exclude, environment.get(CHIP, ""), missing) for operator in registry())
+
+
+def _choice(operator: str, library: str, include: set[str], exclude: set[str], chip: str, missing: Mapping[str, str]) -> Choice:
+    found = registry()[operator].get(library)
+    if library == NATIVE:
+        return Choice(operator, NATIVE)
+    if operator in exclude or (include and operator not in include):
+        return Choice(operator, NATIVE, "excluded" if operator in exclude else "not included")
+    if found is None:
+        return Choice(operator, NATIVE, f"{library} has none")
+    if chip and EVERY not in found.chips and chip not in found.chips:
+        return Choice(operator, NATIVE, f"{library}'s is not for {chip}")
+    lacking = next((missing[module] for module in found.needs if module in missing), "")
+    return Choice(operator, NATIVE, lacking) if lacking else Choice(operator, library)
+
+
+def _named(environment: Mapping[str, str], variable: str) -> set[str]:
+    """Return the operators that a variable names; FlagGems' spelling with `_` is as good as ours."""
+    names = {name.strip().replace("_", "-") for name in environment.get(variable, "").split(",") if name.strip()}
+    for name in sorted(names - set(registry())):
+        raise ValueError(f"{variable}: there is no operator {name!r}; {_meant(name, tuple(registry()))}")
+    return names
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"

@@ -1,0 +1,36 @@
+"""What is printed of a coverage: three shares with what each counts, and whose operators they were."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from release.coverage import by_library, document
+from release.kernels.coverage import RULES, Coverage
+from release.show.text import as_document, text
+
+MOST: Final = 12
+"""Kinds that a table shows; the others are in --json."""
+
+
+def covered(found: Coverage, *, as_json: bool) -> str:
+    """Return the three shares with their definitions, the libraries, and the kinds that took longest."""
+    if as_json:
+        return as_document(document(found))
+    shares = Table("Triton", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
+    for share in found.shares:
+        value = "nothing observed" if share.share is None else f"{share.share:.1%}"
+        shares.add_row(value, share.by, _figure(share.by, share.part, share.whole), share.definition)
+    libraries = Table("library", "Triton", "kinds", "launches", "ms", box=None, pad_edge=False, header_style="bold")
+    for name, triton, kinds, launches, time in by_library(found.kinds):
+        libraries.add_row(escape(name), "yes" if triton else "no", str(kinds), str(launches), f"{time / 1000:.1f}")
+    longest = Table("operator", "library", "launches", "ms", box=None, pad_edge=False, header_style="bold")
+    for kind in found.kinds[:MOST]:
+        longest.add_row(escape(kind.name[:60]), escape(kind.library), str(kind.launches), f"{kind.time / 1000:.1f}")
+    return text(shares, RULES, libraries, longest)
+
+
+def _figure(by: str, part: float, whole: float) -> str:
+    return f"{part / 1000:.1f} of {whole / 1000:.1f} ms" if by == "time" else f"{part:.0f} of {whole:.0f}"
