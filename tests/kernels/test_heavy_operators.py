@@ -130,3 +130,15 @@ print(json.dumps({"equal": torch.equal(by_bits.nan_to_num(7e3), every.float().bf
     assert found["near"]
     assert len(found["refused"]) == 4
     assert "131071" in found["refused"][0]
+
+
+@pytest.mark.integration
+def test_a_token_without_numbers_is_sent_to_experts_that_exist(tmp_path: Path) -> None:
+    program = """
+none, zeros = torch.full((2, 30), float("nan")), torch.zeros(30)
+found = [OPERATORS["softmax-topk"].launch(none, 4, True), OPERATORS["grouped-topk"].launch(none, zeros, 5, 2, 4, True, 1.0)]
+print(json.dumps([[experts.tolist(), bool(weights.isnan().all())] for weights, experts in found]))
+"""
+    for experts, spread in alone(tmp_path, program):
+        assert all(len(set(row)) == 4 and min(row) >= 0 and max(row) < 30 for row in experts)
+        assert spread
