@@ -21,7 +21,8 @@ from release.errors import PublishError, StoreError, VerificationError
 from release.oci import DIGEST, IMAGE_INDEX, IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout, canonical, sha256
 from release.publish.credentials import Credentials, stored_credentials
 from release.publish.reference import Reference
-from release.publish.transport import Body, Broken, Transport, pieces
+from release.publish.transport import Broken, Transport, pieces
+from release.publish.upload import Upload
 
 MANIFESTS: Final = (IMAGE_MANIFEST, IMAGE_INDEX)
 DOCKER_MANIFESTS: Final = (
@@ -35,8 +36,6 @@ PAGES_LIMIT: Final = 100
 ATTACH_ATTEMPTS: Final = 12
 SETTLE: Final = 0.1
 """Seconds, at least, between writing a fallback index and reading it again: longer than another client's read and write."""
-COMMIT_TIMEOUT: Final = 600.0
-"""Seconds that a registry may take to answer a finished upload: some hash or copy the whole blob first."""
 
 
 class Registry:
@@ -65,31 +64,22 @@ class Registry:
             self._check_length(response, descriptor, descriptor.size)
         return response.status_code == 200
 
-    def put_blob(self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None] = lambda size: None) -> bool:
-        """Upload a file as one streamed PUT, unless the registry has it; return whether it had to be.
+    def put_blob(
+        self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None] = lambda size: None, *, neighbour: str = ""
+    ) -> bool:
+        """Upload a file, unless the registry has it, also in its repository `neighbour`; return whether it had to be sent.
 
         Raises VerificationError where the file is not what `descriptor` says, by size here and by digest at the registry.
         """
         if self.has_blob(descriptor):
             on_bytes(descriptor.size)
             return False
-        with path.open("rb") as stream:
-            if (size := os.fstat(stream.fileno()).st_size) != descriptor.size:
-                raise VerificationError(f"blob {descriptor.digest} has {size} bytes, its descriptor says {descriptor.size}")
-            begun = self.http.request("POST", "blobs/uploads/", expect=(202,), headers={"Content-Length": "0"})
-            location = self.http.address(begun.headers.get("Location", ""), base=self.http.base + "blobs/uploads/")
-            response = self.http.request(
-                "PUT",
-                f"{location}{'&' if '?' in location else '?'}digest={descriptor.digest}",
-                expect=(201,),
-                headers={"Content-Type": "application/octet-stream"},
-                body=Body(stream, descriptor.size, on_bytes) if descriptor.size else b"",
-                timeout=COMMIT_TIMEOUT,
-            )
-        if "Docker-Content-Digest" not in response.headers and not self.has_blob(descriptor):
+        response = Upload(self.http, descriptor, path, on_bytes).send(neighbour)
+        if (response is None or "Docker-Content-Digest" not in response.headers) and not self.has_blob(descriptor):
             raise PublishError(f"the registry does not have blob {descriptor.digest} after its upload", where=self.where)
-        self._check_digest(response, descriptor.digest)
-        return True
+        if response is not None:
+            self._check_digest(response, descriptor.digest)
+        return response is not None
 
     def get_blob(self, descriptor: Descriptor, layout: Layout, on_bytes: Callable[[int], None] = lambda size: None) -> None:
         """Download a blob into `layout`; it appears there whole and verified, or not at all.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any, Final
 
@@ -18,6 +20,9 @@ DEPTH_LIMIT: Final = 3
 """An index in an index in an index."""
 ENTRIES_LIMIT: Final = 10_000
 """Blobs and manifests that one release may have."""
+
+LANES: Final = 4
+"""Blobs on their way at once: a registry that hashes what it gets keeps one core busy with each."""
 
 Progress = Callable[[Descriptor, int], None]
 """Hears that n more bytes of a blob or manifest are where they should be, all at once where they already were. Where a
@@ -41,11 +46,13 @@ def push(
     *,
     move: bool = False,
     registry: Registry | None = None,
+    neighbours: Callable[[str], str] = lambda digest: "",
 ) -> str:
     """Publish an index and all below it under the tag of `reference`; return its digest.
 
     Whatever is named goes up before what names it, and the tag comes last: who sees the tag can pull all of it. What has a
-    `subject` is listed among the referrers of that. Where the tag already is this index, nothing is sent. Raises
+    `subject` is listed among the referrers of that. `neighbours(digest)` may name another repository of the registry that a blob can be
+    taken over from. Where the tag already is this index, nothing is sent. Raises
     VerificationError where the tag is something else (unless `move`), or where the layout is not what its digests say.
     """
     digest = index_descriptor.digest
@@ -59,10 +66,14 @@ def push(
         path = layout.blob(descriptor.digest)
         if not path.is_file() or path.stat().st_size != descriptor.size:
             raise VerificationError(f"{descriptor.digest} is not in {layout.path} with {descriptor.size} bytes")
+
+    def send(blob: Descriptor, tell: Callable[[int], None]) -> None:
+        target.put_blob(blob, layout.blob(blob.digest), tell, neighbour=neighbours(blob.digest))
+
+    side_by_side(send, (blob for blob in order if blob.media_type not in MANIFESTS), progress)
     referring: dict[str, list[Descriptor]] = {}
     for descriptor in order:
         if descriptor.media_type not in MANIFESTS:
-            target.put_blob(descriptor, layout.blob(descriptor.digest), partial(progress, descriptor))
             continue
         document = layout.read(descriptor)
         listed = target.put_manifest(descriptor.digest, descriptor.media_type, layout.blob(descriptor.digest).read_bytes())
@@ -111,15 +122,45 @@ def pull(
         fetch_manifest(target, layout, descriptor)
         progress(descriptor, descriptor.size)
 
-    for descriptor in walk(layout, root, fetch, want):
-        if descriptor.media_type in MANIFESTS:
-            continue
-        if is_kept(layout, descriptor):
-            progress(descriptor, descriptor.size)
+    def bring(blob: Descriptor, tell: Callable[[int], None]) -> None:
+        if is_kept(layout, blob):
+            tell(blob.size)
         else:
-            target.get_blob(descriptor, layout, partial(progress, descriptor))
+            target.get_blob(blob, layout, tell)
+
+    side_by_side(bring, [each for each in walk(layout, root, fetch, want) if each.media_type not in MANIFESTS], progress)
     enter(layout, root, reference.tag)
     return root
+
+
+class Stopped(Exception):
+    """Another blob failed: this one need not go on."""
+
+
+def side_by_side(
+    act: Callable[[Descriptor, Callable[[int], None]], object], blobs: Iterable[Descriptor], progress: Progress
+) -> None:
+    """Act on LANES blobs at a time, the largest first; what `act` tells goes to `progress`, one after the other.
+
+    The first failure, and a Ctrl-C, ends the others at their next block, and is raised.
+    """
+    stop, turn = threading.Event(), threading.Lock()
+
+    def tell(blob: Descriptor, size: int) -> None:
+        with turn:
+            if stop.is_set():
+                raise Stopped
+            progress(blob, size)
+
+    with ThreadPoolExecutor(LANES, thread_name_prefix="blob") as lanes:
+        going = [lanes.submit(act, blob, partial(tell, blob)) for blob in sorted(blobs, key=lambda blob: -blob.size)]
+        try:
+            for each in as_completed(going):
+                each.result()
+        except BaseException:
+            stop.set()
+            lanes.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def walk(

@@ -51,10 +51,11 @@ def origin(url: str) -> Origin:
 
 
 class Body:
-    """A file on its way up: its length is known, it is read in blocks, it can start again, and it tells how far it is."""
+    """A file, from where it stands, on its way up: its length is known, it is read in blocks, it can start again, and it tells how far it is."""
 
     def __init__(self, stream: IO[bytes], size: int, on_bytes: Callable[[int], None]) -> None:
         self._stream, self._size, self._on_bytes, self._sent = stream, size, on_bytes, 0
+        self._start = stream.tell()
 
     def __len__(self) -> int:
         return self._size
@@ -74,12 +75,18 @@ class Body:
     def rewind(self) -> None:
         """Start again, taking back what was told."""
         self._on_bytes(-self._sent)
-        self._stream.seek(0)
+        self._stream.seek(self._start)
         self._sent = 0
 
 
 class Broken(Exception):
     """The connection went away in the middle of an answer."""
+
+
+class Passing(PublishError):
+    """A connection that broke, or an answer that may be another one a moment later: worth trying again, after `wanted` seconds."""
+
+    wanted: str = ""
 
 
 class Authorization(AuthBase):
@@ -162,14 +169,16 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         body: bytes | Body | None = None,
         timeout: float | None = None,
+        neighbour: str = "",
     ) -> requests.Response:
         """Send one request and return the answer; the body of a GET is unread, to be read and closed by the caller.
 
-        `url` is relative to the repository (`blobs/sha256:…`) or an address that the registry gave. Raises PublishError for
-        an answer that is not in `expect`, VerificationError where it says that a digest is wrong.
+        `url` is relative to the repository (`blobs/sha256:…`) or an address that the registry gave; `neighbour` is another repository that the
+        login must be good for. Raises PublishError for an answer that is not in `expect` (Passing where it may be another one a moment later),
+        VerificationError where it says that a digest is wrong.
         """
         url = self.address(url)
-        actions = "pull" if method in ("GET", "HEAD") else "pull,push"
+        actions = ("pull" if method in ("GET", "HEAD") else "pull,push") + (f" repository:{neighbour}:pull" if neighbour else "")
         ours = origin(url) == self._origin
         grant = self._grants.get(actions, "") if ours else ""
         message = Message(method, url, headers or {}, body, timeout or self._timeout, grant)
@@ -238,9 +247,11 @@ class Transport:
                     timeout=(10.0, message.timeout),
                 )
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as problem:
-                passing = isinstance(problem, (requests.ConnectionError, requests.Timeout))
-                if attempt + 1 == attempts or not passing or isinstance(problem, requests.exceptions.SSLError):
-                    raise self.unreachable(problem) from None
+                passing = isinstance(problem, (requests.ConnectionError, requests.Timeout)) and not isinstance(
+                    problem, requests.exceptions.SSLError
+                )
+                if attempt + 1 == attempts or not passing:
+                    raise self.unreachable(problem, passing=passing) from None
             else:
                 if response.status_code not in PASSING or attempt + 1 == attempts:
                     return response
@@ -277,10 +288,10 @@ class Transport:
         realm = self.address(challenge.get("realm", ""), base=self.base)
         if origin(realm) != self._origin and (self._plain or origin(realm).scheme != "https"):
             raise PublishError("the registry names a token server on another host, not over https", where=self.where)
-        query = {"scope": f"repository:{self._name}:{actions}"}
+        query: dict[str, str | list[str]] = {"scope": f"repository:{self._name}:{actions}".split(" ")}
         if challenge.get("service"):
             query["service"] = challenge["service"]
-        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
+        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query, doseq=True)}"
         grant = self._credentials.header() if self._credentials else ""
         with self._send(Message("GET", url, {}, None, self._timeout, grant)) as response:
             if response.status_code != 200:
@@ -307,11 +318,15 @@ class Transport:
             return PublishError(f"the registry {known} ({said})", where=self.where, next_step=f"docker login {self._host}")
         if status == 404:
             return PublishError(f"the registry does not have it ({said})", where=self.where, next_step="check name and tag")
-        return PublishError(f"the registry answers {said}", where=self.where, next_step="try again; see the registry's log")
+        kind = Passing if status in PASSING else PublishError
+        problem = kind(f"the registry answers {said}", where=self.where, next_step="try again; see the registry's log")
+        if isinstance(problem, Passing):
+            problem.wanted = response.headers.get("Retry-After", "")
+        return problem
 
-    def unreachable(self, problem: Exception) -> PublishError:
+    def unreachable(self, problem: Exception, *, passing: bool = False) -> PublishError:
         """Return the error for a connection that failed, in one line and without the address that requests would print."""
-        text = repr(problem)
+        text, kind = repr(problem), Passing if passing else PublishError
         for sign, meaning, step in (
             ("Connection refused", "connection refused", "start the registry, or check host and port"),
             ("Name or service not known", "no such host", "check the host's name"),
@@ -322,8 +337,8 @@ class Transport:
             ("imeout", "no answer in time", "try again, or check the network"),
         ):
             if sign in text:
-                return PublishError(f"the registry cannot be reached: {meaning}", where=self.where, next_step=step)
-        return PublishError("the registry cannot be reached: the connection broke", where=self.where, next_step="try again")
+                return kind(f"the registry cannot be reached: {meaning}", where=self.where, next_step=step)
+        return kind("the registry cannot be reached: the connection broke", where=self.where, next_step="try again")
 
 
 def pieces(response: requests.Response, limit: int) -> Iterator[bytes]:
