@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cosign import Cosign, fetched
+from peers import Peer, fetched
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cyclonedx.schema import SchemaVersion
@@ -435,8 +435,8 @@ def test_the_provenance_names_every_input_by_digest_and_no_host() -> None:
 
 
 @pytest.fixture(scope="session", params=["trixie", "sid"])
-def cosign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cosign:
-    return fetched(request.param, tmp_path_factory.mktemp(f"cosign-{request.param}"))
+def cosign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
+    return fetched(request.param, tmp_path_factory.mktemp(f"cosign-{request.param}"), "cosign")[0]
 
 
 VERIFY = ("verify", "--insecure-ignore-tlog=true", "--allow-http-registry")
@@ -444,7 +444,7 @@ VERIFY = ("verify", "--insecure-ignore-tlog=true", "--allow-http-registry")
 
 @integration
 def test_cosign_verifies_what_we_signed_and_nothing_else(
-    release: Published, key: Path, other: Path, cosign: Cosign, tmp_path: Path
+    release: Published, key: Path, other: Path, cosign: Peer, tmp_path: Path
 ) -> None:
     image = f"{release.where.host}/{release.where.name}@{release.image.digest}"
     words = (*VERIFY, "--key", str(public(key)), image)
@@ -464,7 +464,7 @@ def test_cosign_verifies_what_we_signed_and_nothing_else(
 
 
 @integration
-def test_what_cosign_signed_passes_our_verifier(release: Published, key: Path, cosign: Cosign, tmp_path: Path) -> None:
+def test_what_cosign_signed_passes_our_verifier(release: Published, key: Path, cosign: Peer, tmp_path: Path) -> None:
     made = cosign("generate-key-pair", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     for subject in (release.index, release.image):

@@ -1,4 +1,4 @@
-"""The real cosign, of Debian's later suites, unpacked into a folder of its own: nothing is installed. For tests only."""
+"""Real programs of Debian's later suites (cosign, oras, crane), unpacked into a folder of their own: nothing is installed. For tests only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ URI: Final = re.compile(r"(?m)^(?:URIs:\s*|deb(?:\s+\[[^\]]*\])?\s+)(\S+/debian/
 
 
 @dataclass(frozen=True)
-class Cosign:
-    """A cosign program: its path, and the suite that it comes from."""
+class Peer:
+    """A program: its path, and the suite that it comes from."""
 
     program: Path
     suite: str
@@ -36,8 +36,10 @@ class Cosign:
         )
 
 
-def fetched(suite: str, folder: Path) -> Cosign:
-    """Fetch cosign of a suite from the mirror that this machine's apt uses. Skips, with the reason, where it cannot be had."""
+def fetched(suite: str, folder: Path, *packages: str) -> list[Peer]:
+    """Fetch programs of a suite, each named as its package, from the mirror that this machine's apt uses. Skips, with the reason, where they
+    cannot be had.
+    """
     mirror = next((match[1] for path in SOURCES if path.is_file() and (match := URI.search(path.read_text()))), None)
     if mirror is None or not KEYRING.is_file() or shutil.which("apt-get") is None:
         pytest.skip("apt has no Debian mirror here")
@@ -51,12 +53,13 @@ def fetched(suite: str, folder: Path) -> Cosign:
         "Dir::State::lists": folder / "lists",
         "Dir::Cache": folder / "cache",
         "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
     }
     apt = ["apt-get", "-q", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
-    for words in (["update"], ["download", "cosign"]):
+    for words in (["update"], ["download", *packages]):
         done = subprocess.run([*apt, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
-            pytest.skip(f"cosign of {suite} cannot be had: {done.stderr.strip()[-200:]}")
-    (package,) = folder.glob("cosign_*.deb")
-    subprocess.run(["dpkg", "-x", str(package), str(folder / "x")], check=True)
-    return Cosign(folder / "x/usr/bin/cosign", suite)
+            pytest.skip(f"{', '.join(packages)} of {suite} cannot be had: {done.stderr.strip()[-200:]}")
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(folder / "x")], check=True)
+    return [Peer(folder / "x/usr/bin" / name, suite) for name in packages]
