@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import Peer, fetched
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from distribution import Distribution, home, manifest, registry
+from peers import Peer, fetched
 from records import record
 
 from release.errors import IncompleteError, PolicyError, ReleaseError, UnsignedError, UsageError, VerificationError, WrongKeyError
