@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -153,6 +154,7 @@ class Transport:
         self.base = f"{'http' if self._plain else 'https'}://{host}/v2/{name}/"
         self._origin = origin(self.base)
         self._grants: dict[str, str] = {}
+        self._turn = threading.Lock()
         self._session = Session()
         self._session.trust_env = not self._plain  # proxies and certificate bundles are the user's; loopback needs neither
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -185,7 +187,7 @@ class Transport:
         response = self._send(message)
         if response.status_code == 401 and ours:
             with response:
-                self._authorize(response, actions)
+                self._authorize(response, actions, message.grant)
             if isinstance(body, Body):
                 body.rewind()
             message = message._replace(grant=self._grants[actions])
@@ -271,14 +273,18 @@ class Transport:
         response.close()
         raise PublishError("the registry redirects in circles", where=self.where)
 
-    def _authorize(self, response: requests.Response, actions: str) -> None:
+    def _authorize(self, response: requests.Response, actions: str, sent: str) -> None:
+        """Get a grant in place of the one that was `sent`, unless another thread has got one meanwhile."""
         asked = challenges(response.headers.get("WWW-Authenticate", ""))
-        if "bearer" in asked:
-            self._grants[actions] = "Bearer " + self._token(asked["bearer"], actions)
-        elif "basic" in asked and self._credentials and actions not in self._grants:
-            self._grants[actions] = self._credentials.header()
-        else:
-            raise self.refusal(response)
+        with self._turn:
+            if self._grants.get(actions, "") not in ("", sent):
+                return
+            if "bearer" in asked:
+                self._grants[actions] = "Bearer " + self._token(asked["bearer"], actions)
+            elif "basic" in asked and self._credentials and not sent:
+                self._grants[actions] = self._credentials.header()
+            else:
+                raise self.refusal(response)
 
     def _token(self, challenge: Mapping[str, str], actions: str) -> str:
         """Ask the token server that the registry names (distribution "Token Authentication") and return the token.

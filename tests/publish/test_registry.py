@@ -195,7 +195,7 @@ def test_a_push_that_was_interrupted_shows_no_tag_and_goes_on_where_it_was(
     root, reference = small_release(layout), registry.fresh("1.0")
 
     def stop(descriptor: Descriptor, size: int) -> None:
-        if sent.count("PUT blobs") == 4:
+        if sent.count("PUT blobs") >= 6:  # four are on their way at most: two have arrived
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -203,7 +203,7 @@ def test_a_push_that_was_interrupted_shows_no_tag_and_goes_on_where_it_was(
     assert Registry.at(reference).digest_of("1.0") is None
     sent.clear()
     push(layout, root, reference)
-    assert 0 < sent.count("PUT blobs") <= 6
+    assert 0 < sent.count("PUT blobs") <= 7
     assert Registry.at(reference).digest_of("1.0") == root.digest
 
 
