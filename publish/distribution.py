@@ -49,6 +49,8 @@ class Registry:
         place = Reference(host, name)
         self.http = Transport(place.host, place.name, credentials or stored_credentials(host), **options)
         self.where = self.http.where
+        self.sent: list[int] = []
+        """The sizes of the blobs that were uploaded, rather than found or taken over."""
 
     @classmethod
     def at(cls, reference: Reference) -> Registry:
@@ -79,6 +81,7 @@ class Registry:
             raise PublishError(f"the registry does not have blob {descriptor.digest} after its upload", where=self.where)
         if response is not None:
             self._check_digest(response, descriptor.digest)
+            self.sent.append(descriptor.size)
         return response is not None
 
     def get_blob(self, descriptor: Descriptor, layout: Layout, on_bytes: Callable[[int], None] = lambda size: None) -> None:

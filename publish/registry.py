@@ -47,12 +47,13 @@ def push(
     move: bool = False,
     registry: Registry | None = None,
     neighbours: Callable[[str], str] = lambda digest: "",
+    finish: Callable[[], None] = lambda: None,
 ) -> str:
     """Publish an index and all below it under the tag of `reference`; return its digest.
 
     Whatever is named goes up before what names it, and the tag comes last: who sees the tag can pull all of it. What has a
     `subject` is listed among the referrers of that. `neighbours(digest)` may name another repository of the registry that a blob can be
-    taken over from. Where the tag already is this index, nothing is sent. Raises
+    taken over from; `finish` is called when all is there but the tag. Where the tag already is this index, nothing is sent. Raises
     VerificationError where the tag is something else (unless `move`), or where the layout is not what its digests say.
     """
     digest = index_descriptor.digest
@@ -83,6 +84,7 @@ def push(
         progress(descriptor, descriptor.size)
     for subject_digest, entries in referring.items():
         target.attach(subject_digest, entries)
+    finish()
     if not is_published(target, reference.tag, digest, move):
         target.put_manifest(reference.tag, index_descriptor.media_type, layout.blob(digest).read_bytes())
         is_published(target, reference.tag, digest, move=False)

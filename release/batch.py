@@ -166,7 +166,7 @@ class _Night:
             folder = deliver(self.house, tasks, cell, self.dist)
             record: JSON = json.loads((folder / "release.json").read_bytes())
             sound = suffices(record, self.least)
-            pushed = push_release(folder, target_of(cell, self.to, None)) if self.to and sound else None
+            pushed = push_release(self.house, folder, target_of(cell, self.to, None)) if self.to and sound else None
         except ReleaseError as problem:
             return Fate(cell, FAILED, "publish", problem.message, error=type(problem).__name__, detail=problem.next_step)
         return Fate(cell, str(record["state"]), folder=folder, record=record, pushed=pushed)

@@ -96,7 +96,7 @@ def build(
         return Outcome(cell, None, None, ran, time.monotonic() - began)
     folder = deliver(house, tasks, cell, dist)
     record = json.loads((folder / "release.json").read_bytes())
-    pushed = push_release(folder, target) if target and suffices(record, least) else None
+    pushed = push_release(house, folder, target) if target and suffices(record, least) else None
     return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
 
 
@@ -258,13 +258,11 @@ def target_of(cell: str, to: str, tag: str | None) -> Reference:
     return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{tag or tag_of(arm)}")
 
 
-def push_release(folder: Path, target: Reference) -> str:
+def push_release(house: House, folder: Path, target: Reference) -> str:
     """Push a release that is laid out in `folder`; return where it is, by digest."""
-    from release import oci
-    from release.publish.registry import push
+    from release.publishing import publish_release
 
-    layout = oci.Layout.open(folder / "oci")
-    return f"{target}@{push(layout, layout.find(folder.name), target)}"
+    return publish_release(folder, target, house.pushed).reference
 
 
 def suffices(record: JSON, least: str) -> bool:

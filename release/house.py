@@ -101,6 +101,11 @@ class House:
     engine_kind: str
     hosts_path: Path | None = None
 
+    @property
+    def pushed(self) -> Path:
+        """The file that remembers which repositories have what was pushed from here."""
+        return self.store.path / "pushed.json"
+
     @classmethod
     def open(cls, overlays: tuple[Path, ...], store: Path | None, engine_kind: str, hosts: Path | None = None) -> House:
         """Return the house of a command line."""

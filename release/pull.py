@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,11 @@ from release.build import folder_of
 from release.errors import UsageError, VerificationError
 from release.house import House
 from release.matrix.check import plan_of
-from release.oci import DIGEST
+from release.oci import DIGEST, sha256
 from release.types import JSON
 
 if TYPE_CHECKING:
+    from release.oci import Descriptor, Layout
     from release.publish.artifact import Pulled
 
 
@@ -23,32 +26,71 @@ def pulled_folder(cell: str) -> Path:
     return folder_of(cell, Path("pulled"))
 
 
-def pull(house: House, reference: str, into: Path | None, *, into_engine: bool = True) -> Pulled:
-    """Bring a release from a registry or a layout folder, check all of it, and unpack it. Raises VerificationError."""
+def pull(
+    house: House,
+    reference: str,
+    into: Path | None,
+    *,
+    into_engine: bool = True,
+    layout: Path | None = None,
+    keys: Sequence[Path] = (),
+    policy: Path | None = None,
+) -> Pulled:
+    """Bring a release from a registry or a layout folder, check all of it, and unpack it; its image goes into the engine, or `layout` keeps all.
+
+    With `keys`, the release is verified first as `release verify` does, and what is pulled is the digest that was verified. What is on its way
+    lies in a hidden folder beside the target: a broken connection, a Ctrl-C or a kill leaves what arrived whole for the next try.
+    Raises VerificationError (nothing is kept then), PublishError, UsageError.
+    """
     from release import oci
+
+    if Path(reference).is_dir():
+        if keys or policy:
+            raise UsageError("the signatures of a release are in its registry", next_step="verify it there, or leave out --key")
+        found = oci.Layout.open(Path(reference))
+        entries = found.index()
+        if len(entries) != 1:
+            raise VerificationError(f"{reference} holds {len(entries)} releases in its index, not one")
+        return _unpack(house, found, entries[0], into, into_engine)
+    arriving = layout or (into.parent if into else Path("pulled")).absolute() / f".pulling-{sha256(reference.encode())[7:19]}"
+    try:
+        found, entry = _fetch(reference, arriving, keys, policy)
+        pulled = _unpack(house, found, entry, into, into_engine)
+    except VerificationError:
+        if layout is None:
+            shutil.rmtree(arriving, ignore_errors=True)
+        raise
+    if layout is None:
+        shutil.rmtree(arriving, ignore_errors=True)
+    return pulled
+
+
+def _fetch(reference: str, folder: Path, keys: Sequence[Path], policy: Path | None) -> tuple[Layout, Descriptor]:
+    """Bring a release into a layout in `folder`, which may hold a part of it already."""
+    from release import oci
+    from release.publish.reference import Reference
+    from release.publish.registry import pull
+    from release.signing import verify_release
+
+    where = Reference.parse(reference)
+    if keys or policy:
+        digest, _ = verify_release(reference, keys, policy)
+        where = replace(where, digest=digest)
+    layout = oci.Layout.open(folder) if (folder / "oci-layout").is_file() else oci.Layout.create(folder)
+    return layout, pull(where, layout)
+
+
+def _unpack(house: House, layout: Layout, entry: Descriptor, into: Path | None, into_engine: bool) -> Pulled:
     from release.publish import artifact
 
-    with tempfile.TemporaryDirectory(prefix="release-pull-") as scratch:
-        if Path(reference).is_dir():
-            layout = oci.Layout.open(Path(reference))
-            entries = layout.index()
-            if len(entries) != 1:
-                raise VerificationError(f"{reference} holds {len(entries)} releases in its index, not one")
-            entry = entries[0]
-        else:
-            from release.publish.reference import Reference
-            from release.publish.registry import pull
+    cell = artifact.cell_of(layout, entry)
+    pulled = artifact.unpack(layout, entry, (into or pulled_folder(cell)).absolute())
+    if into_engine:
+        from release.builders.image import load_image
+        from release.containers import connect
 
-            layout = oci.Layout.create(Path(scratch))
-            entry = pull(Reference.parse(reference), layout)
-        cell = artifact.cell_of(layout, entry)
-        pulled = artifact.unpack(layout, entry, (into or pulled_folder(cell)).absolute())
-        if into_engine:
-            from release.builders.image import load_image
-            from release.containers import connect
-
-            with connect(house.engine_kind) as engine:
-                load_image(engine, layout, pulled.image, str(pulled.record["image"]["config"]))
+        with connect(house.engine_kind) as engine:
+            load_image(engine, layout, pulled.image, str(pulled.record["image"]["config"]))
     return pulled
 
 

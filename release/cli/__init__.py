@@ -15,7 +15,7 @@ try:  # a tenth of a second in which Ctrl-C may come before `main` can catch it
     import click
 
     from release import __version__
-    from release.cli import card, host, hub, kernels, night, report, signing, site, sources, validate, weights, work
+    from release.cli import card, host, hub, kernels, night, publish, report, signing, site, sources, validate, weights, work
     from release.cli import hosts as hosts_
     from release.cli import matrix as table
     from release.errors import ReleaseError
@@ -92,7 +92,7 @@ for command in (
     *(table.matrix_, table.explain, table.new),
     *(work.plan, work.build, work.pull, work.serve),
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report, site.site),
-    kernels.kernels,
+    *(kernels.kernels, publish.publish),
     *(signing.keys, signing.sign, signing.verify, hub.hub),
     *(night.status, night.triage, night.bisect, night.export),
     *(host.doctor, host.base, host.completion, hosts_.hosts),

@@ -238,6 +238,15 @@ def _counts(limits: tuple[str, ...]) -> dict[str, int]:
 )
 @click.option("--into", type=click.Path(path_type=Path), help="The folder to write [default: pulled/CHIP/MODEL/TAG].")
 @click.option("--no-image", is_flag=True, help="Leave the image out of the container engine.")
+@click.option(
+    "--layout",
+    type=click.Path(path_type=Path),
+    help="Keep all of it as an OCI layout in this folder, and no image in the engine.",
+)
+@click.option(
+    "--key", "keys", multiple=True, type=click.Path(path_type=Path, dir_okay=False), help="Verify it first with this public key."
+)
+@click.option("--policy", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="… and by this file of rules.")
 @click.pass_context
 def pull(
     context: click.Context,
@@ -248,6 +257,9 @@ def pull(
     dist: Path,
     into: Path | None,
     no_image: bool,
+    layout: Path | None,
+    keys: tuple[Path, ...],
+    policy: Path | None,
 ) -> None:
     """Get a release: image into the engine, weights, card and record into a folder; every digest is checked.
 
@@ -262,7 +274,7 @@ def pull(
         if chip is None or model is None:
             raise UsageError("say what to pull: a REFERENCE, or --chip and --model")
         reference = str(layout_of(house.cell(chip, model, precision), dist))
-    pulled = bring(house, reference, into, into_engine=not no_image)
+    pulled = bring(house, reference, into, into_engine=not (no_image or layout), layout=layout, keys=keys, policy=policy)
     click.echo(pulled_text(pulled))
 
 

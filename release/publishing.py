@@ -1,0 +1,127 @@
+"""Publishing what was built: all of it first, what is said of it beside it, and the tag last."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from release.errors import PublishError, VerificationError
+from release.types import JSON
+from release.types.verdict import State
+
+if TYPE_CHECKING:
+    from release.oci import Descriptor, Layout
+    from release.publish.distribution import Registry
+    from release.publish.reference import Reference
+    from release.publish.registry import Progress
+
+CYCLONEDX: Final = "application/vnd.cyclonedx+json"
+IN_TOTO: Final = "application/vnd.in-toto+json"
+PREDICATE: Final = "in-toto.io/predicate-type"
+"""The annotation under which in-toto artifacts name what they are (in-toto attestation, "storage in OCI registries")."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a release is, by digest; how many bytes its blobs have, how many of them travelled (or would), and what was signed."""
+
+    reference: str
+    size: int
+    sent: int
+    signed: tuple[str, ...] = ()
+
+
+def publish_release(
+    folder: Path,
+    target: Reference,
+    memory: Path,
+    *,
+    key: Path | None = None,
+    dry_run: bool = False,
+    validated: bool = False,
+    progress: Progress = lambda descriptor, size: None,
+) -> Published:
+    """Push the release that is laid out in `folder`, with its bill of materials, provenance and verdict as referrers of its image; with
+    `key`, sign all of it before the tag is set. With `dry_run`, ask the registry only what it has.
+
+    Raises PublishError for a blocked release, and with `validated` for one that is less; VerificationError where the tag is another release.
+    """
+    from release.oci import Layout
+    from release.publish.distribution import Registry
+    from release.publish.neighbours import Neighbours
+    from release.publish.registry import MANIFESTS, is_published, push, walk
+    from release.signing import sign_release
+
+    layout = Layout.open(folder / "oci")
+    index = layout.find(folder.name)
+    record, record_digest = record_in(layout, index)
+    state = str(record["state"])
+    if state == State.BLOCKED or (validated and state != State.VALIDATED):
+        raise PublishError(f"{record['cell']} is {state}", next_step="release card shows its verdicts")
+    registry = Registry.at(target)
+    blobs = [each for each in walk(layout, index) if each.media_type not in MANIFESTS]
+    total = sum(blob.size for blob in blobs)
+    where = f"{target}@{index.digest}"
+    if is_published(registry, target.tag, index.digest, move=False):
+        return Published(where, total, 0)
+    if dry_run:
+        missing = sum(blob.size for blob in blobs if not registry.has_blob(blob))
+        return Published(where, total, missing)
+    signed: list[str] = []
+    sent: list[int] = []
+
+    def finish() -> None:
+        sent.extend(registry.sent)
+        describe(registry, layout, index, record, record_digest)
+        if key is not None:
+            signed.extend(sign_release(f"{target.host}/{target.name}@{index.digest}", key))
+
+    neighbours = Neighbours(memory, target.host, target.name)
+    push(layout, index, target, progress, registry=registry, neighbours=neighbours, finish=finish)
+    neighbours.remember(blob.digest for blob in blobs)
+    return Published(where, total, sum(sent), tuple(signed))
+
+
+def record_in(layout: Layout, index: Descriptor) -> tuple[JSON, str]:
+    """Return the record that a release in a layout carries, and its digest. Raises VerificationError where there is none."""
+    from release.oci import children
+    from release.publish.artifact import RECORD_TYPE
+
+    for entry in children(index, layout):
+        if layout.read(entry).get("artifactType") == RECORD_TYPE:
+            layer = children(entry, layout)[1]
+            layout.verify(layer)
+            record: JSON = json.loads(layout.blob(layer.digest).read_bytes())
+            return record, layer.digest
+    raise VerificationError(f"{index.digest} has no record", where=str(layout.path))
+
+
+def describe(registry: Registry, layout: Layout, index: Descriptor, record: JSON, record_digest: str) -> None:
+    """Put bill of materials, provenance and verdict beside the image as referrers, unsigned and readable by anybody: `release sign` puts the
+    signed forms beside them.
+    """
+    from release.oci import TITLE, Layout, children, put_artifact
+    from release.publish.dsse import statement
+    from release.publish.provenance import PREDICATE as PROVENANCE
+    from release.publish.provenance import VERDICT, provenance, verdict
+    from release.publish.sbom import sbom
+    from release.publish.signature import put
+
+    image = next((entry for entry in children(index, layout) if entry.platform.get("os") == "linux"), None)
+    if image is None:
+        raise VerificationError(f"{index.digest} has no image", where=str(layout.path))
+    with tempfile.TemporaryDirectory(prefix="release-publish-") as scratch:
+        beside = Layout.create(Path(scratch))
+        bill = beside.put_json(CYCLONEDX, sbom(record), {TITLE: "sbom.cdx.json"})
+        made = [put_artifact(beside, CYCLONEDX, [bill], subject=image)]
+        for kind, name, predicate in (
+            (PROVENANCE, "provenance.intoto.json", provenance(record, record_digest)),
+            (VERDICT, "verdict.intoto.json", verdict(record, record_digest)),
+        ):
+            layer = beside.put(IN_TOTO, statement(image.digest, kind, predicate), {TITLE: name})
+            made.append(put_artifact(beside, IN_TOTO, [layer], subject=image, annotations={PREDICATE: kind}))
+        for each in made:
+            put(registry, beside, image.digest, each)
