@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test lint
 	@.ci/install docker.io docker-registry podman skopeo chromium openssh-server busybox-static
-	@.ci/with-engine $(VENV)/bin/pytest
+	@.ci/with-engine .ci/tests $(VENV)
 
 quick: $(VENV)/.test
 	@$(VENV)/bin/pytest -m "not integration and not engine"

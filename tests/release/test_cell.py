@@ -37,6 +37,17 @@ def change(path: Path, *place: str | int, value: Any) -> None:
     path.write_text(yaml.safe_dump(document, sort_keys=False))
 
 
+def lend(store: Path, other: Path, *stages: str) -> None:
+    """Give a new store what these stages made in another, and every wheel that was downloaded: no engine had a part in it."""
+    (other / "entries").mkdir(parents=True)
+    subprocess.run(["cp", "-al", str(store / "blobs"), str(other / "blobs")], check=True)
+    for entry in (store / "entries").glob("*/*/.entry.json"):
+        if json.loads(entry.read_text()).get("stage") in stages:
+            target = other / "entries" / entry.parent.relative_to(store / "entries")
+            target.parent.mkdir(exist_ok=True)
+            subprocess.run(["cp", "-al", str(entry.parent), str(target)], check=True)
+
+
 def nothing_left(engine: Engine) -> None:
     """Assert that no container of ours is there and no guard or podman service of ours runs."""
     deadline = time.monotonic() + 30
@@ -230,15 +241,16 @@ def test_a_verdict_is_never_joined_with_another_image(built: Answer, store: Path
     }
 
 
-def test_kill_9_at_any_moment_loses_at_most_the_running_stage(tmp_path: Path, engine: Engine) -> None:
-    store, finished, reused = tmp_path / "store", [], 0
+def test_kill_9_at_any_moment_loses_at_most_the_running_stage(built: Answer, store: Path, tmp_path: Path, engine: Engine) -> None:
+    known, store, finished, reused = store, tmp_path / "store", [], 0
+    lend(known, store, "base")
+    shutil.rmtree(store / "blobs")  # wheels come anew
 
     def in_partial(name: str) -> bool:
         return any(path.stat().st_size > 20_000 for path in (store / "partial").glob(f"*/{name}"))
 
     moments = (
         ("wheels", lambda run: any((store / "partial").glob("*/*.whl"))),
-        ("base", lambda run: run.says(r" base +running +\S+ s +(extracting|installing)")),
         ("image", lambda run: run.says(r" image +running .*(Running in|RUN|Step 3)")),
         ("serve", lambda run: run.says(r" serve +running .*waiting for /health")),
         ("accuracy", lambda run: in_partial("samples.jsonl")),
@@ -277,8 +289,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(built: Answer, overlay: Path, store: 
 
 def test_podman_builds_and_validates_the_same_cell(built: Answer, store: Path, tmp_path: Path) -> None:
     other = tmp_path / "store"
-    (other / "entries").mkdir(parents=True)
-    subprocess.run(["cp", "-al", str(store / "blobs"), str(other / "blobs")], check=True)  # wheels need no second download
+    lend(store, other, "base", "wheels", "weights", "checkpoint")
     answer = release("--engine", "podman", "build", *CELL, "--json", store=other, cwd=tmp_path)
     assert answer.status == 0, answer.err
     record = answer.document["record"]

@@ -10,6 +10,8 @@ from release.types import Status, Verdict
 from release.validators.conformance import CHECKS, FEATURES, ON_REQUEST, PREFIX, STANDARD, conformance, validate
 from release.validators.endpoint import Endpoint
 
+pytestmark = pytest.mark.alone
+
 DEFECTS = [
     ("models-without-ours", "models"),
     ("models-not-json", "models"),
