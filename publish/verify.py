@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Final, Protocol
+
+from pydantic import ValidationError
 
 from release.errors import IncompleteError, PolicyError, UnsignedError, UsageError, VerificationError, WrongKeyError
 from release.oci import IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout
@@ -19,7 +22,7 @@ from release.publish.provenance import PREDICATE as PROVENANCE
 from release.publish.record import SCHEMA, state_from
 from release.publish.signature import find
 from release.types import JSON
-from release.types.policy import Policy
+from release.types.policy import Attested, Policy
 from release.types.verdict import State
 
 STATEMENTS: Final = {"sbom": BILL, "provenance": PROVENANCE, "verdict": VERDICT}
@@ -91,10 +94,16 @@ def _attested(policy: Policy, attested: Mapping[str, JSON], record: str, where: 
             raise IncompleteError(f"no trusted key attests a {name}", where=where, next_step="release sign attests all three")
         yield Check("attested", name)
     told = attested.get(VERDICT)
-    if told is not None and told.get("record") != record:
+    if told is None:
+        return
+    if told.get("record") != record:
         raise VerificationError(
             f"the signed verdict is of the record {told.get('record')!r:.80}, and here is {record}", where=where
         )
+    try:
+        Attested.model_validate_json(json.dumps(told))
+    except ValidationError as problem:
+        raise VerificationError(f"the signed verdict is none: {problem.errors()[0]['msg']:.200}", where=where) from problem
 
 
 def record_of(registry: Registry, entries: Sequence[Descriptor], scratch: Path) -> tuple[JSON, str]:

@@ -50,9 +50,9 @@ def publish_release(
     Raises PublishError for a blocked release, and with `validated` for one that is less; VerificationError where the tag is another release.
     """
     from release.oci import Layout
-    from release.publish.distribution import Registry
+    from release.publish.distribution import MANIFESTS, Registry
     from release.publish.neighbours import Neighbours
-    from release.publish.registry import MANIFESTS, is_published, push, walk
+    from release.publish.registry import is_published, push, walk
     from release.signing import sign_release
 
     layout = Layout.open(folder / "oci")

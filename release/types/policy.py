@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from release.types.verdict import State, Status
 from release.types.words import Digest, Frozen, Slug
 
 
@@ -26,3 +27,31 @@ class Policy(Frozen):
     attested: tuple[Literal["sbom", "provenance", "verdict"], ...] = ("sbom", "provenance", "verdict")
     sources: tuple[Digest, ...] = ()
     base: Digest | None = None
+
+
+class Found(Frozen):
+    """One verdict of a release, as it is attested."""
+
+    name: str
+    status: Status
+    measured: str
+    wanted: str
+
+
+class Waived(Frozen):
+    """One waiver of a release, as it is attested: `expires` is the last day on which it counts."""
+
+    validator: str
+    outcome: str
+    expires: str
+
+
+class Attested(Frozen):
+    """The predicate `urn:release:verdict:v1` of an in-toto statement about an image: what was found about the release, and in which record."""
+
+    cell: str
+    state: State
+    record: Digest
+    created: str
+    verdicts: tuple[Found, ...]
+    waivers: tuple[Waived, ...]

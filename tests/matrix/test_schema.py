@@ -17,7 +17,15 @@ def test_the_schema_that_lies_here_is_the_one_of_the_types(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("chip", "container"), ("model", "architecture"), ("cell", "serve"), ("benchmark", "margin")]
+    ("name", "key"),
+    [
+        ("chip", "container"),
+        ("model", "architecture"),
+        ("cell", "serve"),
+        ("benchmark", "margin"),
+        ("verdict", "record"),
+        ("policy", "state"),
+    ],
 )
 def test_a_schema_knows_the_keys_as_yaml_spells_them_and_no_others(name: str, key: str) -> None:
     schema = json.loads(schemas()[f"{name}.schema.json"])

@@ -31,6 +31,7 @@ from release.oci import (
     Layout,
     canonical,
     put_artifact,
+    sha256,
 )
 from release.publish.artifact import RECORD_TYPE
 from release.publish.distribution import Registry
@@ -388,16 +389,18 @@ def test_a_tag_that_moves_between_looking_and_verifying_changes_nothing(
 
 
 @integration
-def test_a_verdict_of_another_record_is_tampering(release: Published, key: Path) -> None:
+@pytest.mark.parametrize(("told", "match"), [("another", "is of the record"), ("half", "is none: Field required")])
+def test_a_verdict_of_another_record_or_shape_is_tampering(told: str, match: str, release: Published, key: Path) -> None:
     sign_release(str(release.where), key)
-    wrong = statement(release.image.digest, VERDICT, {"record": DIGEST, "state": "validated"})
+    ours = sha256(canonical(sound()))
+    wrong = statement(release.image.digest, VERDICT, {"record": DIGEST if told == "another" else ours, "state": "validated"})
     put(
         release.registry,
         release.layout,
         release.image.digest,
         attest(release.layout, release.image, wrong, VERDICT, read_private(key)),
     )
-    release.refused(VerificationError, key, match="is of the record")
+    release.refused(VerificationError, key, match=match)
 
 
 # What is attested
