@@ -1,0 +1,194 @@
+"""A secret that lies wherever secrets lie is found nowhere in what a release leaves behind."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distribution import Answer, Distribution, Seen, distribution, manifest
+from hubs import TOKEN, HuggingFaceHub, running
+from records import record
+
+from release.oci import (
+    IMAGE_CONFIG,
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    LAYER_GZIP,
+    NOWHERE,
+    TITLE,
+    Descriptor,
+    Layout,
+    put_artifact,
+    sha256,
+)
+from release.publish.artifact import RECORD_TYPE
+from release.publish.card import render_card
+from release.publish.reference import Reference
+from release.publish.registry import push
+
+pytestmark = pytest.mark.integration
+
+CANARY = TOKEN
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Distribution, Path]]:
+    """A real registry that wants a login, and its folder."""
+    folder = tmp_path_factory.mktemp("canary-registry")
+    with distribution(folder) as running_registry:
+        yield running_registry, folder
+
+
+def spellings(secret: str) -> set[bytes]:
+    """Return a secret as itself and as what logs and headers make of it: base64 at each of three offsets, hex, reversed."""
+    raw = secret.encode()
+    found = {raw, raw.hex().encode(), raw[::-1]}
+    for shift in range(3):
+        text = base64.b64encode(b"\0" * shift + raw).decode()
+        found.add(text[4 if shift else 0 : len(text) - 4].encode())  # what does not depend on its neighbours
+    return found
+
+
+def unpacked(data: bytes) -> Iterator[bytes]:
+    """Yield data, what is in it if it is compressed, and what it carries in base64 (envelopes do), one level down."""
+    yield data
+    if data[:2] == b"\x1f\x8b":
+        yield gzip.GzipFile(fileobj=io.BytesIO(data)).read()
+    elif data[:1] == b"\x78":
+        try:
+            yield zlib.decompress(data)
+        except zlib.error:
+            return
+    try:
+        payload = json.loads(data)["dsseEnvelope"]["payload"]
+    except (ValueError, KeyError, TypeError):
+        return
+    yield base64.b64decode(payload)
+
+
+def found_in(where: Path) -> list[str]:
+    """Return the files under a folder in which the canary stands, however it is spelt."""
+    signs = spellings(CANARY)
+    return [
+        str(path.relative_to(where))
+        for path in sorted(where.rglob("*"))
+        if path.is_file() and any(sign in content for content in unpacked(path.read_bytes()) for sign in signs)
+    ]
+
+
+def released(folder: Path) -> Path:
+    """Write a small release as a pull leaves it."""
+    made = record()
+    weights = {"model.safetensors": b"weights" * 500}
+    made["weights"]["files"] = {name: {"sha256": sha256(data), "bytes": len(data)} for name, data in weights.items()}
+    made["evidence"], made["pictures"] = [], []
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "model.safetensors").write_bytes(weights["model.safetensors"])
+    (folder / "release.json").write_text(json.dumps(made))
+    (folder / "README.md").write_text(render_card(made), encoding="utf-8")
+    return folder
+
+
+def laid_out(folder: Path, made: bytes) -> tuple[Layout, Descriptor]:
+    """Lay a release out as `build` does, in small."""
+    layout = Layout.create(folder)
+    layer = layout.put(LAYER_GZIP, gzip.compress(b"a layer", mtime=0))
+    rootfs = {"type": "layers", "diff_ids": [sha256(b"a layer")]}
+    config = layout.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
+    image = layout.put_json(IMAGE_MANIFEST, manifest(config, layer))
+    part = put_artifact(layout, RECORD_TYPE, [layout.put("application/json", made, {TITLE: "release.json"})], subject=image)
+    platform = {"os": "linux", "architecture": "amd64"}
+    entries = [{**image.to_json(), "platform": platform}, {**part.to_json(), "platform": NOWHERE}]
+    index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries, "annotations": {"org.release.cell": "a/b@bf16"}}
+    return layout, layout.put_json(IMAGE_INDEX, index)
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> dict[str, str]:
+    """Put the canary wherever secrets lie: three variables, docker's login and ~/.netrc; return the environment."""
+    home = tmp_path / "home"
+    (home / ".docker").mkdir(parents=True)
+    login = base64.b64encode(f"me:{CANARY}".encode()).decode()
+    (home / ".docker" / "config.json").write_text(json.dumps({"auths": {"127.0.0.1": {"auth": login}}}))
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {CANARY}\n")
+    (home / ".netrc").chmod(0o600)
+    named = dict.fromkeys(("HF_TOKEN", "MODELSCOPE_API_TOKEN", "MY_OWN_SECRET", "RELEASE_KEY_PASSPHRASE"), CANARY)
+    return {**os.environ, "HOME": str(home), "DOCKER_CONFIG": str(home / ".docker"), "HF_HUB_DISABLE_XET": "1", **named}
+
+
+def test_a_secret_is_found_nowhere_in_what_was_signed_attested_published_and_logged(
+    here: tuple[Distribution, Path], tmp_path: Path, secrets: dict[str, str]
+) -> None:
+    registry, folder = here
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    login = json.loads(Path(secrets["DOCKER_CONFIG"], "config.json").read_text())
+    login["auths"] = {registry.host: login["auths"].pop("127.0.0.1")}
+    Path(secrets["DOCKER_CONFIG"], "config.json").write_text(json.dumps(login))
+
+    def run(*words: str, status: int = 0) -> None:
+        argv = [sys.executable, "-m", "release", "--traceback", *words]
+        done = subprocess.run(argv, cwd=tmp_path, env=secrets, capture_output=True, timeout=120, check=False)
+        (logs / "-".join(words[:2]).replace("/", "+")).write_bytes(done.stdout + done.stderr)
+        assert done.returncode == status, done.stderr.decode()
+
+    it = released(tmp_path / "it")
+    layout, index = laid_out(tmp_path / "layout", (it / "release.json").read_bytes())
+    where: Reference = registry.fresh("bf16")
+    push(layout, index, where)
+    run("keys", "new", "key")
+    run("sign", str(where), "--key", "key")
+    run("verify", str(where), "--key", "key.pub")
+    with running(HuggingFaceHub()) as hub:
+        secrets["HF_ENDPOINT"] = hub.server.url
+        run("hub", "push", "it", "--to", "hf:team/", "--weights", "--public")
+        hub.meddle = _echo
+        (it / "README.md").write_text("# another card\n")
+        run("hub", "push", "it", "--to", "hf:team/", "--public", status=3)
+        sent = tmp_path / "sent"
+        for number, seen in enumerate(hub.server.seen):
+            (sent / str(number)).mkdir(parents=True)
+            (sent / str(number) / "body").write_bytes(seen.path.encode() + b"\n" + seen.body)
+        assert any(CANARY in value for seen in hub.server.seen for value in seen.headers.values()), "the token was not even used"
+        (repository,) = hub.repositories.values()
+        for name, data in repository.commits[1].items():
+            (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "hub" / name).write_bytes(data)
+    assert len(list((folder / "data").rglob("data"))) > 10, "the registry keeps its blobs elsewhere"
+    for place in (folder, tmp_path / "layout", it, logs, sent, tmp_path / "hub"):
+        assert any(place.rglob("*")) and found_in(place) == []
+    assert CANARY.encode() not in (tmp_path / "key").read_bytes() + (tmp_path / "key.pub").read_bytes()
+
+
+def _echo(seen: Seen) -> Answer | None:
+    """Refuse to write, with the token that came along in the answer."""
+    said = seen.headers.get("authorization", "")
+    return None if seen.method == "GET" else Answer(403, said.encode(), {"X-Error-Message": said})
+
+
+def test_the_search_would_find_it(tmp_path: Path) -> None:
+    """A positive of each kind: plain, compressed, in an envelope, in base64 at each offset."""
+    basic = base64.b64encode(f"me:{CANARY}".encode())
+    payload = base64.b64encode(json.dumps({"env": CANARY}).encode()).decode()
+    planted = {
+        "plain": f"token={CANARY}\n".encode(),
+        "layer": gzip.compress(b"\0" * 1000 + CANARY.encode()),
+        "zlib": zlib.compress(CANARY.encode()),
+        "bundle": json.dumps({"dsseEnvelope": {"payload": payload}}).encode(),
+        "header": b"Authorization: Basic " + basic,
+        **{f"shift-{shift}": base64.b64encode(b"x" * shift + CANARY.encode() + b"tail") for shift in range(3)},
+    }
+    for name, data in planted.items():
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        (tmp_path / "deep" / name / "data").write_bytes(data)
+    (tmp_path / "clean").write_bytes(b"nothing here")
+    assert found_in(tmp_path) == sorted(f"deep/{name}/data" for name in planted)
