@@ -309,6 +309,8 @@ def check_shape(descriptor: Descriptor, document: Any) -> None:
         raise VerificationError(f"{descriptor.digest} is a manifest and an index at once")
     if "manifests" not in document and descriptor.media_type in (IMAGE_INDEX, DOCKER_MANIFESTS[1]):
         raise VerificationError(f"{descriptor.digest} is said to be an index, but has no entries")
+    if not all(isinstance(document.get(name, []), list) for name in ("manifests", "layers")):
+        raise VerificationError(f"{descriptor.digest} is not a manifest: its entries or layers are no list")
 
 
 @contextmanager
