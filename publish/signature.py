@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from release.errors import PublishError, VerificationError
 from release.oci import IMAGE_CONFIG, METADATA_LIMIT, Descriptor, Layout, canonical, children, put_artifact
@@ -18,6 +18,9 @@ from release.publish.dsse import BUNDLE_TYPE, Signed, bundle, open_bundle, state
 from release.publish.keys import Private, Public
 from release.publish.registry import referrer
 from release.types import JSON
+
+if TYPE_CHECKING:
+    from release.publish.folder import Source
 
 SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE: Final = "dev.cosignproject.cosign/signature"
@@ -103,7 +106,7 @@ def _put_blobs(registry: Registry, layout: Layout, manifest: Descriptor) -> None
             registry.put_blob(blob, layout.blob(blob.digest))
 
 
-def find(registry: Registry, digest: str, keys: Sequence[Public], scratch: Path) -> Found:
+def find(registry: Source, digest: str, keys: Sequence[Public], scratch: Path) -> Found:
     """Return what speaks of a digest in the registry. A signature that is no sound one, or of something else, raises VerificationError.
 
     Only keys that are given count: what strangers signed is counted, and proves nothing. A signed statement of another predicate is no
@@ -134,7 +137,7 @@ def find(registry: Registry, digest: str, keys: Sequence[Public], scratch: Path)
     return Found(tuple(signers), tuple(attested), strangers)
 
 
-def _simple(registry: Registry, digest: str, layout: Layout) -> Iterator[tuple[bytes, bytes]]:
+def _simple(registry: Source, digest: str, layout: Layout) -> Iterator[tuple[bytes, bytes]]:
     """Yield payload and signature of each signature of the older form."""
     known = registry.find_manifest(f"{digest.replace(':', '-')}.sig")
     if known is None:
@@ -147,7 +150,7 @@ def _simple(registry: Registry, digest: str, layout: Layout) -> Iterator[tuple[b
             yield _blob(registry, layer, layout), unbase64(layer.annotations.get(SIGNATURE), "a signature")
 
 
-def _bundles(registry: Registry, digest: str, layout: Layout) -> Iterator[bytes]:
+def _bundles(registry: Source, digest: str, layout: Layout) -> Iterator[bytes]:
     """Yield the bundles that refer to a digest, whatever the list of referrers calls them: their own manifests are opened."""
     entries = registry.referrers(digest)
     if len(entries) > MOST:
@@ -164,7 +167,7 @@ def _bundles(registry: Registry, digest: str, layout: Layout) -> Iterator[bytes]
                 yield _blob(registry, layer, layout)
 
 
-def _blob(registry: Registry, descriptor: Descriptor, layout: Layout) -> bytes:
+def _blob(registry: Source, descriptor: Descriptor, layout: Layout) -> bytes:
     if descriptor.size > METADATA_LIMIT:
         raise VerificationError(f"{descriptor.digest} claims {descriptor.size} bytes", where=registry.where)
     if not layout.blob(descriptor.digest).is_file():

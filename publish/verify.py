@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pydantic import ValidationError
 
 from release.errors import IncompleteError, PolicyError, UnsignedError, UsageError, VerificationError, WrongKeyError
 from release.oci import IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout
 from release.publish.artifact import RECORD_TYPE
-from release.publish.distribution import Registry
 from release.publish.dsse import strict
 from release.publish.keys import Public
 from release.publish.provenance import BILL, VERDICT
@@ -24,6 +23,9 @@ from release.publish.signature import find
 from release.types import JSON
 from release.types.policy import Attested, Policy
 from release.types.verdict import State
+
+if TYPE_CHECKING:
+    from release.publish.folder import Source
 
 STATEMENTS: Final = {"sbom": BILL, "provenance": PROVENANCE, "verdict": VERDICT}
 """What a policy calls a statement, and its predicate type."""
@@ -47,7 +49,7 @@ class Rule(Protocol):
 
 
 def verify(
-    registry: Registry, reference: str, keys: Sequence[Public], policy: Policy, today: date, scratch: Path
+    registry: Source, reference: str, keys: Sequence[Public], policy: Policy, today: date, scratch: Path
 ) -> tuple[str, list[Check]]:
     """Verify the release that a tag or digest names; return its digest, and what was looked at.
 
@@ -106,7 +108,7 @@ def _attested(policy: Policy, attested: Mapping[str, JSON], record: str, where: 
         raise VerificationError(f"the signed verdict is none: {problem.errors()[0]['msg']:.200}", where=where) from problem
 
 
-def record_of(registry: Registry, entries: Sequence[Descriptor], scratch: Path) -> tuple[JSON, str]:
+def record_of(registry: Source, entries: Sequence[Descriptor], scratch: Path) -> tuple[JSON, str]:
     """Return the record that the index names, and its digest. Raises IncompleteError where it names none."""
     layout = Layout.create(scratch / "record")
     for entry in entries:

@@ -42,16 +42,14 @@ def pull(
     lies in a hidden folder beside the target: a broken connection, a Ctrl-C or a kill leaves what arrived whole for the next try.
     Raises VerificationError (nothing is kept then), PublishError, UsageError.
     """
-    from release import oci
+    from release.publish.folder import Folder
+    from release.signing import verify_release
 
     if Path(reference).is_dir():
         if keys or policy:
-            raise UsageError("the signatures of a release are in its registry", next_step="verify it there, or leave out --key")
-        found = oci.Layout.open(Path(reference))
-        entries = found.index()
-        if len(entries) != 1:
-            raise VerificationError(f"{reference} holds {len(entries)} releases in its index, not one")
-        return _unpack(house, found, entries[0], into, into_engine)
+            verify_release(reference, keys, policy)
+        folder = Folder(Path(reference))
+        return _unpack(house, folder.layout, folder.named[folder.release], into, into_engine)
     arriving = layout or (into.parent if into else Path("pulled")).absolute() / f".pulling-{sha256(reference.encode())[7:19]}"
     try:
         found, entry = _fetch(reference, arriving, keys, policy)

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from release.errors import UsageError
+from release.errors import UnsignedError, UsageError
 from release.types.policy import Policy
 
 if TYPE_CHECKING:
@@ -57,18 +57,51 @@ def sign_release(reference: str, key: Path) -> list[str]:
 def verify_release(
     reference: str, keys: Sequence[Path], policy: Path | None, today: date | None = None
 ) -> tuple[str, list[Check]]:
-    """Verify a published release; return its digest and what was looked at. Raises as `publish.verify.verify`, MatrixError for a policy file."""
+    """Verify a release in a registry, or in the folder of a bundle; return its digest and what was looked at.
+
+    Raises as `publish.verify.verify`, MatrixError for a policy file.
+    """
     from release.matrix import parse
     from release.publish.distribution import Registry
+    from release.publish.folder import Folder, Source
     from release.publish.keys import read_public
     from release.publish.reference import Reference
     from release.publish.verify import verify
 
-    where = Reference.parse(reference)
-    if not where.tag and not where.digest:
-        raise UsageError(f"{reference} names neither a tag nor a digest", next_step="add :TAG or @sha256:…")
+    source: Source
+    if Path(reference).is_dir():
+        source = folder = Folder(Path(reference))
+        name = folder.release
+    else:
+        where = Reference.parse(reference)
+        if not where.tag and not where.digest:
+            raise UsageError(f"{reference} names neither a tag nor a digest", next_step="add :TAG or @sha256:…")
+        source, name = Registry.at(where), where.digest or where.tag
     rules = parse.read(policy, Policy) if policy else Policy()
     public = [read_public(path) for path in keys]
     with tempfile.TemporaryDirectory(prefix="release-verify-") as scratch:
+        return verify(source, name, public, rules, today or date.today(), Path(scratch))
+
+
+def rotate(old: Path, new: Path, references: Sequence[str]) -> list[str]:
+    """Sign with the key `new` what the key `old` has signed, both in files; return what was signed, a line each. No signature is taken away.
+
+    Raises UnsignedError, and signs nothing, where `old` has not signed one of the releases: a rotation vouches for nothing new.
+    """
+    from release.publish.distribution import Registry
+    from release.publish.keys import read_private, read_public
+    from release.publish.reference import Reference
+    from release.publish.signature import find
+
+    read_private(new)
+    public = read_public(old)
+    digests = []
+    for reference in references:
+        where = Reference.parse(reference)
         registry = Registry.at(where)
-        return verify(registry, where.digest or where.tag, public, rules, today or date.today(), Path(scratch))
+        index, _ = registry.get_manifest(where.digest or where.tag)
+        with tempfile.TemporaryDirectory(prefix="release-rotate-") as scratch:
+            if not find(registry, index.digest, [public], Path(scratch)).signers:
+                raise UnsignedError(f"{reference} is not signed by {old}", next_step="release sign signs what you vouch for")
+        digests.append(f"{where.host}/{where.name}@{index.digest}")
+    return [line for digest in digests for line in sign_release(digest, new)]

@@ -156,6 +156,26 @@ class Store:
             fcntl.flock(stream, fcntl.LOCK_SH)
             yield
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the store alone. Raises StoreError where a build works in it."""
+        with (self._folder("locks") / "in-use").open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as problem:
+                raise StoreError(f"a build works in the store {self.path}", next_step="wait until it has ended") from problem
+            yield
+
+    def entries(self) -> list[str]:
+        """Return the keys of all entries."""
+        return sorted(path.name for path in (self.path / "entries").glob("*/*"))
+
+    def discard(self, key: str) -> None:
+        """Remove an entry: it is gone at once, or there whole. Only for who holds the store alone."""
+        temporary = self.scratch() / f"{key[:16]}-{uuid.uuid4().hex[:12]}"
+        self._entry(key).rename(temporary)
+        shutil.rmtree(temporary)
+
     def _entry(self, key: str) -> Path:
         return self.path / "entries" / key[:2] / key
 

@@ -92,8 +92,8 @@ for command in (
     *(table.matrix_, table.explain, table.new),
     *(work.plan, work.build, work.pull, work.serve),
     *(sources.unpatch, sources.patch, weights.weights, validate.validate, validate.verdict, card.card, report.report, site.site),
-    *(kernels.kernels, publish.publish),
-    *(signing.keys, signing.sign, signing.verify, hub.hub),
+    *(kernels.kernels, publish.publish, publish.gc),
+    *(signing.keys, signing.sign, signing.verify, signing.bundle, signing.diff, hub.hub),
     *(night.status, night.triage, night.bisect, night.export),
     *(host.doctor, host.base, host.completion, hosts_.hosts),
 ):
@@ -106,7 +106,7 @@ def main() -> NoReturn:
         if signal.getsignal(sign) is not signal.SIG_IGN:  # nohup
             signal.signal(sign, _interrupted)
     try:
-        cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False)
     except ReleaseError as problem:
         _fail(problem)
     except click.exceptions.Exit as problem:
@@ -128,7 +128,7 @@ def main() -> NoReturn:
             ),
             problem,
         )
-    sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)  # what a command gave to context.exit
 
 
 def _fail(problem: ReleaseError, cause: Exception | None = None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The command that publishes what was built."""
+"""What is done with what was built: publish it, and clear up after it."""
 
 from __future__ import annotations
 
@@ -65,3 +65,20 @@ def publish(
     click.echo(f"{done.reference}\n{done.sent / 1e6:.1f} of {done.size / 1e6:.1f} MB {verb}")
     for line in done.signed:
         click.echo(line)
+
+
+@click.command()
+@click.option(
+    "--keep-days", type=click.IntRange(0), default=30, show_default=True, help="Leave what is younger, whoever needs it."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.pass_context
+def gc(context: click.Context, keep_days: int, dry_run: bool) -> None:
+    """Remove from the store what no cell of the matrix needs: neither its present plan nor its last build."""
+    from release.collect import collect
+
+    done = collect(house_of(context), keep_days, dry_run=dry_run)
+    click.echo(
+        f"{done.entries} entries, {done.files} downloaded files and {done.halves} half-done stages "
+        f"{'would go' if dry_run else 'are gone'}, {done.bytes / 1e6:.1f} MB; {done.kept} entries are needed"
+    )

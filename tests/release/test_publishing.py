@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from cutting import cutting
-from distribution import Distribution, manifest, registry
+from distribution import Distribution, registry
+from laid import Built, laid_out
 from records import record
 
 from release.errors import PublishError, UnsignedError, VerificationError, WrongKeyError
 from release.house import House
-from release.oci import IMAGE_CONFIG, IMAGE_INDEX, IMAGE_MANIFEST, LAYER_TAR, NOWHERE, TITLE, Layout, canonical, put_artifact
-from release.publish.artifact import CELL, RECORD_TYPE
+from release.publish.artifact import RECORD_TYPE
 from release.publish.distribution import Registry
 from release.publish.keys import new_key
 from release.publish.neighbours import Neighbours
 from release.publish.reference import Reference
-from release.publishing import Published, publish_release
 from release.pull import pull
 from release.signing import verify_release
-from release.types import JSON
 
 __all__ = ["registry"]
-
-
-@dataclass(frozen=True)
-class Built:
-    """A release that is laid out in a folder, as `release build` leaves it."""
-
-    folder: Path
-    memory: Path
-
-    def publish(self, where: Reference, **options: object) -> Published:
-        return publish_release(self.folder, where, self.memory, **options)  # type: ignore[arg-type]
-
-
-def laid_out(folder: Path, made: JSON) -> Built:
-    """Lay out a release whose parts are as ours are, in small."""
-    layout = Layout.create(folder / "bf16" / "oci")
-    layer = layout.put(LAYER_TAR, b"\0" * 100_000)
-    rootfs = {"type": "layers", "diff_ids": [layer.digest]}
-    config = layout.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
-    image = replace(layout.put_json(IMAGE_MANIFEST, manifest(config, layer)), platform={"os": "linux", "architecture": "amd64"})
-    told = layout.put("application/json", canonical(made), {TITLE: "release.json"})
-    part = replace(put_artifact(layout, RECORD_TYPE, [told], subject=image), platform=NOWHERE)
-    index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [image.to_json(), part.to_json()]}
-    layout.set_index([layout.put_json(IMAGE_INDEX, {**index, "annotations": {CELL: made["cell"]}}).named("bf16")])
-    return Built(folder / "bf16", folder / "pushed.json")
 
 
 @pytest.fixture
