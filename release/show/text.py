@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ MARKS = {
 }
 
 
-def table(*columns: str, rows: list[tuple[str, ...]]) -> Table:
+def table(*columns: str, rows: Sequence[tuple[str, ...]]) -> Table:
     """Return a table with a head; what the rows say is no markup."""
     made = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
