@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from shards import CONFIG
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 500_000
 """kB of resident memory."""
 PROGRAM = """
