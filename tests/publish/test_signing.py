@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -35,7 +36,7 @@ from release.oci import (
 )
 from release.publish.artifact import RECORD_TYPE
 from release.publish.distribution import Registry
-from release.publish.dsse import PAYLOAD_TYPE, bundle, open_bundle, pae, statement, strict, unbase64
+from release.publish.dsse import BUNDLE_TYPE, PAYLOAD_TYPE, bundle, open_bundle, pae, statement, strict, unbase64
 from release.publish.keys import PASSPHRASE, new_key, read_private, read_public
 from release.publish.provenance import VERDICT, provenance, verdict
 from release.publish.reference import Reference
@@ -437,9 +438,14 @@ def test_the_provenance_names_every_input_by_digest_and_no_host() -> None:
 # cosign
 
 
+@pytest.fixture(scope="session")
+def sid(tmp_path_factory: pytest.TempPathFactory) -> list[Peer]:
+    return fetched("sid", tmp_path_factory.mktemp("sid"), "cosign", "oras")
+
+
 @pytest.fixture(scope="session", params=["trixie", "sid"])
-def cosign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
-    return fetched(request.param, tmp_path_factory.mktemp(f"cosign-{request.param}"), "cosign")[0]
+def cosign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sid: list[Peer]) -> Peer:
+    return sid[0] if request.param == "sid" else fetched("trixie", tmp_path_factory.mktemp("trixie"), "cosign")[0]
 
 
 VERIFY = ("verify", "--insecure-ignore-tlog=true", "--allow-http-registry")
@@ -464,6 +470,16 @@ def test_cosign_verifies_what_we_signed_and_nothing_else(
         done = cosign(*words, cwd=tmp_path)
         assert done.returncode == 0, (kind, done.stderr)
         assert cosign(*words[:-2], str(public(other)), image, cwd=tmp_path).returncode != 0
+
+
+@integration
+def test_oras_discovers_what_refers_to_the_image(release: Published, key: Path, sid: list[Peer], tmp_path: Path) -> None:
+    sign_release(str(release.where), key)
+    image = f"{release.where.host}/{release.where.name}@{release.image.digest}"
+    done = sid[1]("discover", "--plain-http", "--format", "json", image, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kinds = Counter(each["artifactType"] for each in json.loads(done.stdout)["referrers"])
+    assert kinds == {RECORD_TYPE: 1, BUNDLE_TYPE: 4}
 
 
 @integration
