@@ -41,7 +41,7 @@ CONFIGURATION: Final = """\
 version: 0.1
 log: {{level: info, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: "{folder}/data"}}, delete: {{enabled: true}}}}
-http: {{addr: "127.0.0.1:0", secret: "{secret}"}}
+http: {{addr: "127.0.0.1:0", secret: "{secret}"{tls}}}
 {auth}
 """
 LOGIN: Final = Credentials("me", "hunter2")
@@ -80,14 +80,17 @@ class Distribution:
 
 
 @contextmanager
-def distribution(folder: Path, *, login: bool = False) -> Iterator[Distribution]:
-    """Run docker-registry on a free loopback port with its data in `folder`; with `login`, for USER and PASSWORD only."""
+def distribution(folder: Path, *, login: bool = False, tls: tuple[Path, Path] | None = None) -> Iterator[Distribution]:
+    """Run docker-registry on a free loopback port with its data in `folder`; with `login`, for USER and PASSWORD only; with `tls`, a certificate
+    and its key, over TLS.
+    """
     program = shutil.which("docker-registry")
     if not program:
         pytest.skip("no docker-registry: apt-get install docker-registry")
     (folder / "htpasswd").write_text(HTPASSWD)
     auth = f'auth: {{htpasswd: {{realm: test, path: "{folder}/htpasswd"}}}}' if login else ""
-    (folder / "registry.yml").write_text(CONFIGURATION.format(folder=folder, secret=uuid.uuid4().hex, auth=auth))
+    spoken = f', tls: {{certificate: "{tls[0]}", key: "{tls[1]}"}}' if tls else ""
+    (folder / "registry.yml").write_text(CONFIGURATION.format(folder=folder, secret=uuid.uuid4().hex, auth=auth, tls=spoken))
     with (folder / "registry.log").open("wb") as log:
         process = subprocess.Popen(  # its log is a file, so that a full pipe never stops it
             [program, "serve", str(folder / "registry.yml")], stdin=subprocess.DEVNULL, stdout=log, stderr=log

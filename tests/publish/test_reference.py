@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -192,9 +193,65 @@ def test_a_broken_docker_config_is_a_clear_error_without_its_content(tmp_path: P
 
 
 def test_an_empty_entry_is_no_credentials(tmp_path: Path) -> None:
-    assert (
-        stored_credentials("r.example.org", write_config(tmp_path, {"auths": {"r.example.org": {}}, "credsStore": "x"})) is None
-    )
+    assert stored_credentials("r.example.org", write_config(tmp_path, {"auths": {"r.example.org": {}}})) is None
+
+
+HELPER = """#!/bin/sh
+read -r host
+echo "$1 $host" >> "$0.log"
+case $host in
+r.example.org) echo '{"ServerURL": "r.example.org", "Username": "me", "Secret": "hunter2"}';;
+token.example.org) echo '{"ServerURL": "token.example.org", "Username": "<token>", "Secret": "hunter2"}';;
+odd.example.org) echo 'hunter2';;
+gone.example.org) echo 'credentials not found in native keychain'; exit 1;;
+*) echo "hunter2 is locked"; exit 2;;
+esac
+"""
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin" / "docker-credential-vault"
+    program.parent.mkdir()
+    program.write_text(HELPER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("key", ["credHelpers", "credsStore"])
+def test_a_program_that_keeps_credentials_is_asked_for_this_host_alone(key: str, helper: Path, tmp_path: Path) -> None:
+    kept = {"credHelpers": {"r.example.org": "vault"}} if key == "credHelpers" else {"credsStore": "vault"}
+    environ = write_config(tmp_path, kept)
+    assert stored_credentials("r.example.org", environ) == Credentials("me", "hunter2")
+    assert helper.with_name(f"{helper.name}.log").read_text() == "get r.example.org\n"
+    if key == "credHelpers":
+        assert stored_credentials("other.example.org", environ) is None
+    else:
+        assert stored_credentials("gone.example.org", environ) is None
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("host", "match"), [("token.example.org", "identity token"), ("odd.example.org", "nonsense"), ("locked.example.org", "fails")]
+)
+def test_a_program_that_cannot_say_a_password_is_a_clear_error_without_its_words(
+    host: str, match: str, helper: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PublishError, match=match) as caught:
+        stored_credentials(host, write_config(tmp_path, {"credsStore": "vault"}))
+    assert "hunter2" not in f"{caught.value} {caught.value.next_step} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("name", ["missing", "../../bin/sh", "a b", ""])
+def test_a_program_that_is_not_there_or_no_name_is_not_started(name: str, tmp_path: Path) -> None:
+    environ = write_config(tmp_path, {"credsStore": name})
+    if name:
+        with pytest.raises(PublishError, match="is not there"):
+            stored_credentials("r.example.org", environ)
+    else:
+        assert stored_credentials("r.example.org", environ) is None
 
 
 def test_a_password_does_not_show_when_printed() -> None:
