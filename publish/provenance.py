@@ -43,6 +43,14 @@ def provenance(record: JSON, record_digest: str) -> JSON:
     }
 
 
+def builder_of(predicate: JSON) -> str:
+    """Return the builder that a stranger's provenance names; an empty string where it names none."""
+    found: object = predicate
+    for name in ("runDetails", "builder", "id"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
+
+
 def verdict(record: JSON, record_digest: str) -> JSON:
     """Return the predicate that says what was found about a release."""
     return {

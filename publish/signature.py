@@ -29,6 +29,8 @@ SIGN: Final = "https://sigstore.dev/cosign/sign/v1"
 TYPE: Final = "cosign container image signature"
 MOST: Final = 1000
 """Referrers and signatures of one digest that are looked at."""
+MOST_BUNDLES: Final = 16
+"""Bundles in one referrer; cosign and we put one there."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,10 @@ def _bundles(registry: Source, digest: str, layout: Layout) -> Iterator[bytes]:
         layers = manifest.get("layers")
         if not isinstance(layers, list) or not isinstance(subject, dict) or subject.get("digest") != digest:
             continue  # it does not say that it is of this digest: a list's word is nobody's
-        for layer in map(Descriptor.from_json, layers):
-            if layer.media_type == BUNDLE_TYPE:
-                yield _blob(registry, layer, layout)
+        bundles = [layer for layer in map(Descriptor.from_json, layers) if layer.media_type == BUNDLE_TYPE]
+        if len(bundles) > MOST_BUNDLES:
+            raise VerificationError(f"{entry.digest} has more than {MOST_BUNDLES} bundles", where=registry.where)
+        yield from (_blob(registry, each, layout) for each in bundles)
 
 
 def _blob(registry: Source, descriptor: Descriptor, layout: Layout) -> bytes:

@@ -16,7 +16,7 @@ from release.oci import IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout
 from release.publish.artifact import RECORD_TYPE
 from release.publish.dsse import strict
 from release.publish.keys import Public
-from release.publish.provenance import BILL, VERDICT
+from release.publish.provenance import BILL, VERDICT, builder_of
 from release.publish.provenance import PREDICATE as PROVENANCE
 from release.publish.record import SCHEMA, state_from
 from release.publish.signature import find
@@ -88,13 +88,20 @@ def verify(
 
 
 def _attested(policy: Policy, attested: Mapping[str, JSON], record: str, where: str) -> Iterator[Check]:
-    """Yield the statements that the policy wants. Raises IncompleteError for one that no trusted key has signed, and VerificationError where
-    the signed verdict is of another record.
+    """Yield the statements that the policy wants. Raises IncompleteError for one that no trusted key has signed, PolicyError for provenance of
+    another builder, and VerificationError where the signed verdict is of another record.
     """
     for name in policy.attested:
         if STATEMENTS[name] not in attested:
             raise IncompleteError(f"no trusted key attests a {name}", where=where, next_step="release sign attests all three")
         yield Check("attested", name)
+    if "provenance" in policy.attested:
+        builder = builder_of(attested[PROVENANCE])
+        if builder not in policy.builders:
+            raise PolicyError(
+                f"its provenance is of the builder {builder!r:.80}, none of {', '.join(policy.builders)}", where=where
+            )
+        yield Check("built by", builder)
     told = attested.get(VERDICT)
     if told is None:
         return

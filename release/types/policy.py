@@ -16,7 +16,8 @@ class Policy(Frozen):
     `state` is the least that the release must be; `chips` and `models` are those that are let in (all, where none is named);
     `not-older-than` is in days; `attested` are the statements that a trusted key must
     have signed; with `no-waivers` not one verdict may have been waived, and an expired waiver is never let in. `sources`
-    are digests that it must be made from (of a source's wheel, a patch, the questions), `base` the digest of the lowest layers.
+    are digests that it must be made from (of a source's wheel, a patch, the questions), `base` the digest of the lowest layers;
+    `builders` are those whose provenance counts.
     """
 
     state: Literal["built", "validated"] = "validated"
@@ -27,6 +28,7 @@ class Policy(Frozen):
     attested: tuple[Literal["sbom", "provenance", "verdict"], ...] = ("sbom", "provenance", "verdict")
     sources: tuple[Digest, ...] = ()
     base: Digest | None = None
+    builders: tuple[str, ...] = ("urn:release:builder",)
 
 
 class Found(Frozen):
