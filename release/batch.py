@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from release.build import carry, deliver, ends, push_release, suffices, target_of
+from release.build import Runner, carry, deliver, ends, push_release, suffices, target_of
 from release.errors import ReleaseError, StageError, UsageError, VerdictError
 from release.grid import grid_for
 from release.house import House
 from release.journal import Journal
 from release.pins import pins_of, texts, traits
-from release.pipeline import Graph, Task, missing
+from release.pipeline import Graph, Run, Task, missing
 from release.schedule import Ledger, Limits
 from release.session import Session
 from release.stages import DISK, HOST_SERVERS, NETWORK, STAGES
@@ -201,11 +201,12 @@ def build_all(
     least: str = "built",
     keep_going: bool = True,
     session: Session | None = None,
+    runner: Runner = Run,
 ) -> Batch:
     """Build all `cells` as one graph, up to `until`; lay out each that is finished under `dist`, and push it to the registry `to`.
 
     With `keep_going` a failure costs only the cells that stand on it; else nothing new starts after the first, and it is in the fates.
-    A cell whose plan is refused is not built. Ctrl-C leaves nothing behind; the next run goes on.
+    A cell whose plan is refused is not built. Ctrl-C leaves nothing behind; the next run goes on. `runner` is as in `build`.
     """
     began = time.monotonic()
     night = _Night(house, least, dist, to)
@@ -216,7 +217,9 @@ def build_all(
     progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
     own = session or Session(house.engine_kind, hosts=house.hosts())
     journal = Journal.begin(house.store, cells, until)
-    ledger = carry(house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks))
+    ledger = carry(
+        house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks), runner=runner
+    )
     if not keep_going:  # what was left alone stands on the first failure, in a way
         first = next(iter(ledger.failed), None)
         left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}

@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from release.errors import PatchError, StageError, UsageError, VerdictError
 from release.house import House
-from release.matrix.load import split
+from release.matrix.load import Matrix, split
 from release.oci import link_or_copy, sha256_file
 from release.pipeline import Graph, Run, Task
 from release.progress import Progress, progress_for
 from release.schedule import Ledger, Limits, carry_out, unit
 from release.session import Session
 from release.stages import STAGES
-from release.store import write_whole
+from release.store import Store, write_whole
 from release.supply import git_sources
 from release.types import JSON, State, tag_of
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 DELIVERED: Final = ("render", "card")
 """Stages whose files are laid out beside the published artifact."""
+Runner: TypeAlias = Callable[[Graph, Matrix, Store, Session, Progress], Run]
+"""What makes the run of a build, and so says on which machines its stages work."""
 SMALL: Final = 1 << 20
 """Bytes up to which a delivered file is copied; larger ones are linked where the file system allows it."""
 
@@ -73,11 +75,12 @@ def build(
     tag: str | None = None,
     patch_key: Path | None = None,
     offline: bool = False,
+    runner: Runner = Run,
 ) -> Outcome:
     """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given.
 
     A release that is not at least `least` ("built" or "validated") is laid out, and never pushed. `patch_key` opens encrypted patches;
-    `offline` has repositories and wheels come from the store alone.
+    `offline` has repositories and wheels come from the store alone. `runner` says where stages work: on this machine, or over a cluster.
     """
     began = time.monotonic()
     tasks = house.graph(cell, until)
@@ -88,7 +91,7 @@ def build(
         house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline, hosts=house.hosts()
     )
     limits = here(house, jobs)
-    ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session)
+    ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session, runner=runner)
     for failure in ledger.failed.values():
         raise failure
     ran = tuple(ledger.ran)
@@ -118,17 +121,18 @@ def carry(
     keep_going: bool = False,
     seconds: Callable[[Task], float] = unit,
     note: bool = True,
+    runner: Runner = Run,
 ) -> Ledger:
     """Bring the keys `wanted` into the store, and end progress and session however that ends; return what became of it.
 
     Without `note`, a later plan does not take what was made here for the cells' own: a trial of other pins, for one.
     """
+    work = runner(tasks, house.matrix, house.store, session, progress)
     try:
-        work = Run(tasks, house.matrix, house.store, session, progress)
         ledger = carry_out(tasks, wanted, work, limits, keep_going=keep_going, seconds=seconds)
     except KeyboardInterrupt:
         progress.close()
-        session.abandon()
+        work.abandon()
         raise
     except BaseException:
         session.close()

@@ -33,7 +33,8 @@ class Stage:
     `work` fills `Work.out` and returns a one-line summary. `spared` names the needs that a plan can do without. `uses` are the units of
     each resource that it holds while it works; a stage that talks to a server names in `on` the stage that starts one (which may be
     itself): what that stage uses is held for as long as the server is up. What a stage that is `local` made lies partly in the store
-    around its folder (mirrors): no other store can have it, and what needs it works on the same machine.
+    around its folder (mirrors): no other store can have it, and what needs it works on the same machine. A stage that works `here` uses the
+    container engine of the machine that builds.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     uses: Callable[[Plan], Mapping[str, int]] = lambda plan: {}
     on: str = ""
     local: bool = False
+    here: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,18 @@ def digest(document: object) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What every task of one run shares."""
+    """What every task of one run shares. `moved` tells which stages went to another machine, and why."""
 
     graph: Graph
     matrix: Matrix
     store: Store
     session: Session
     progress: Progress
+    moved: list[str] = field(default_factory=list)
+
+    def abandon(self) -> None:
+        """End what still works, and leave the rest to the guard. For Ctrl-C."""
+        self.session.abandon()
 
     def perform(self, task: Task, host: str = "") -> bool:
         """Bring one task's result into the store; say whether it had to run. Its entry notes the host on which its server was."""

@@ -125,6 +125,7 @@ def carry_out(
                 if failure is None and result.result():
                     ledger.ran.append(f"{task.cell}: {task.stage.name}")
         pool.shutdown()
+    ledger.moved += work.moved
     return ledger
 
 

@@ -41,6 +41,7 @@ FLOORS: Final = (
     ("house", "new"),
     ("signing",),
     ("publishing", "compare"),
+    ("cluster",),
     ("build", "doctor", "cards", "collect", "convert", "report", "bump", "status", "pinned"),
     ("preflight", "pull", "batch", "shipping", "site"),
     ("triage", "bisect", "export"),
@@ -82,6 +83,7 @@ HEAVY: Final = (
     "vl_convert",
     "cyclonedx",
     "markdown_it",
+    "ray",
 )
 LONGEST_FILE: Final = 400
 LONGEST_FUNCTION: Final = 60

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from release.errors import UsageError
+
 if TYPE_CHECKING:
+    from release.cluster import Cluster
     from release.house import House
 
 F = Callable[..., Any]
@@ -78,6 +82,38 @@ def remote_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def executor_options(function: F) -> F:
+    """Add the options that say on which machines stages work."""
+    for option in (
+        click.option(
+            "--address", metavar="HOST:PORT", help="With --executor ray: the cluster, or auto [default: one is started here]."
+        ),
+        click.option(
+            "--executor",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Where stages work: on this machine, or those that need none of its things over a Ray cluster.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@contextmanager
+def cluster_for(executor: str, address: str | None, jobs: int | None) -> Iterator[Cluster | None]:
+    """Give the cluster that a command line asks for, if it does; it is let go of however the build ends."""
+    if executor == "local":
+        if address is not None:
+            raise UsageError("--address is for a cluster", next_step="say --executor ray as well")
+        yield None
+        return
+    from release.cluster import Cluster
+
+    with Cluster.join(address, jobs) as cluster:
+        yield cluster
 
 
 def remote_house(house: House, address: str | None, trusted: Sequence[Path], *, read_only: bool) -> House:

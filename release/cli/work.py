@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from release.cli.options import complete, complete_stage, house_of, remote_house, remote_options
+from release.cli.options import cluster_for, complete, complete_stage, executor_options, house_of, remote_house, remote_options
 from release.errors import UsageError
 
 if TYPE_CHECKING:
+    from release.batch import Batch
+    from release.build import Outcome, Runner
+    from release.cluster import Cluster
     from release.house import House
     from release.types import Argument
 
@@ -159,6 +163,7 @@ def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
     help="The least state that counts as success.",
 )
 @click.option("--no-build-cache", is_flag=True, help="Let the container engine reuse none of its own layers.")
+@executor_options
 @remote_options
 @click.option("--json", "as_json", is_flag=True, help="Print the record as one JSON document; progress goes to stderr.")
 @click.pass_context
@@ -178,6 +183,8 @@ def build(
     tag: str | None,
     require: str,
     no_build_cache: bool,
+    executor: str,
+    address: str | None,
     remote_store: str | None,
     remote_read_only: bool,
     remote_trust: tuple[Path, ...],
@@ -188,33 +195,43 @@ def build(
     With --all or --select, many cells at once: what they share is done once, and each failure is told once.
     """
     house = remote_house(house_of(context), remote_store, remote_trust, read_only=remote_read_only)
-    if everything or patterns:
-        from release.batch import build_all, local_limits, select
-        from release.session import Session
-        from release.show.batch import batch as batch_text
-
-        if tag is not None:
-            raise UsageError("--tag is for one cell", next_step="leave it out: each cell has its own")
-        cells = select(house, patterns, {"chip": chip, "model": model, "precision": precision})
-        here = local_limits(house, cells, jobs, _counts(limits))
-        session = Session(house.engine_kind, use_build_cache=not no_build_cache, hosts=house.hosts())
-        batch = build_all(
-            house, cells, until=until, limits=here, dist=dist, to=to, least=require, keep_going=keep_going, session=session
-        )
-        click.echo(batch_text(batch, as_json=as_json))
-        batch.require(require)
-        return
-    from release.build import build as run
-    from release.show.outcome import outcome as outcome_text
-
-    if chip is None or model is None:
+    many = everything or bool(patterns)
+    if many and tag is not None:
+        raise UsageError("--tag is for one cell", next_step="leave it out: each cell has its own")
+    if not many and (chip is None or model is None):
         raise UsageError("say what to build: --chip and --model, --select PATTERN, or --all")
-    cell = house.cell(chip, model, precision)
-    outcome = run(
-        house, cell, until=until, jobs=jobs, dist=dist, to=to, use_build_cache=not no_build_cache, least=require, tag=tag
-    )
-    click.echo(outcome_text(outcome, as_json=as_json))
-    outcome.require(require)
+    with cluster_for(executor, address, jobs) as cluster:
+        how: dict[str, Any] = {"until": until, "dist": dist, "to": to, "least": require, "runner": _runner(cluster)}
+        slots = jobs or (cluster.slots if cluster else None)
+        outcome: Outcome | Batch
+        if many:
+            from release.batch import build_all, local_limits, select
+            from release.session import Session
+            from release.show.batch import batch as shown
+
+            cells = select(house, patterns, {"chip": chip, "model": model, "precision": precision})
+            here = local_limits(
+                house, cells, None if cluster else jobs, _counts(limits)
+            )  # this machine has as many servers as ever
+            session = Session(house.engine_kind, use_build_cache=not no_build_cache, hosts=house.hosts())
+            here = replace(here, jobs=slots or here.jobs)
+            outcome = batch = build_all(house, cells, limits=here, keep_going=keep_going, session=session, **how)
+            click.echo(shown(batch, as_json=as_json))
+        else:
+            from release.build import build as run
+            from release.show.outcome import outcome as outcome_text
+
+            cell = house.cell(str(chip), str(model), precision)
+            outcome = one = run(house, cell, jobs=slots, use_build_cache=not no_build_cache, tag=tag, **how)
+            click.echo(outcome_text(one, as_json=as_json))
+        outcome.require(require)
+
+
+def _runner(cluster: Cluster | None) -> Runner:
+    """Return what makes the run of a build: over the cluster, if there is one."""
+    from release.pipeline import Run
+
+    return cluster.run if cluster else Run
 
 
 def _counts(limits: tuple[str, ...]) -> dict[str, int]:

@@ -1,0 +1,321 @@
+"""Stages on the machines of a Ray cluster: what can work anywhere is sent there, what needs this machine stays. Ray is an extra.
+
+The scheduler is still ours: it says when a stage starts, Ray says where. A stage is one Ray task, and does on its machine what it would do
+here, in the same store, under the same lock. So all machines have to see the store's folder, at the same path and with its locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from release import __version__
+from release.errors import HostError, StageError, StoreError, UsageError
+from release.pipeline import Graph, Run, Task, is_had
+from release.progress import Line, Progress
+from release.schedule import MOVES
+from release.session import Session
+from release.store import Store
+
+if TYPE_CHECKING:
+    from release.matrix.load import Matrix
+
+BEAT: Final = 0.25
+"""Seconds between two looks at how far a stage is."""
+PATIENCE: Final = 5.0
+"""Seconds that stages which were cancelled get to notice it."""
+OBJECTS: Final = 75 << 20
+"""Bytes of shared memory for Ray's objects, the least it takes: what we send is small, and results go through the store."""
+SETTINGS: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_gcs_server_port_wait_time_s": "120",
+}
+"""What Ray reads from the environment: to tell nobody of us, to leave devices to the stages, and to start slowly on a busy machine."""
+DEVICE, CHIP = "device:", "chip:"
+"""What a resource of ours is called, and the custom resource that a machine of the cluster has for it (`ray start --resources`)."""
+
+
+class State(NamedTuple):
+    """What the line of a stage shows: the words and numbers of `Line`."""
+
+    state: str
+    text: str
+    unit: str
+    total: int | None
+    reached: int
+
+    @classmethod
+    def of(cls, line: Line) -> State:
+        """Return what a line shows."""
+        return cls(line.state, line.text, line.unit, line.total, line.count)
+
+    def show(self, line: Line) -> None:
+        """Make a line show it."""
+        if self.state == "running" and line.state != "running":
+            line.start()
+        line.text, line.unit, line.total, line.count = self.text, self.unit, self.total, self.reached
+        if self.state in ("done", "cached", "failed"):
+            line.state = self.state
+            line.progress.changed(line)
+        else:
+            line.progress.moved(line)
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a machine is told of a task. What a session holds (keys, engine, servers) stays where it is."""
+
+    task: Task
+    matrix: Matrix
+    store: Path
+    offline: bool
+    version: str = __version__
+
+
+class _Mute:
+    """A progress that keeps its one line, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.kept: Line | None = None
+
+    def line(self, cell: str, stage: str) -> Line:
+        self.kept = Line(cast(Progress, self), cell, stage)
+        return self.kept
+
+    def changed(self, line: Line) -> None: ...
+    def moved(self, line: Line) -> None: ...
+    def close(self) -> None: ...
+
+
+def labour(order: Order) -> Iterator[State | bool]:
+    """Bring a task's result into the store, on a machine of the cluster: yield how far it is, and at last whether it had to run."""
+    if order.version != __version__:
+        raise StageError(f"a machine of the cluster has release {__version__}, and this is {order.version}")
+    if not order.store.is_dir():
+        raise StoreError(
+            f"a machine of the cluster does not see the store {order.store}",
+            next_step="name a folder that all of them have under the same path with --store",
+        )
+    mute, session, last = _Mute(), Session(offline=order.offline), None
+    run = Run(Graph({}, {}), order.matrix, Store(order.store), session, cast(Progress, mute))
+    with contextlib.closing(session), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run.perform, order.task)
+        while True:
+            wait([future], timeout=BEAT)
+            over = future.done()
+            if mute.kept is not None and (state := State.of(mute.kept)) != last:
+                last = state
+                yield state
+            if over:
+                break
+        yield future.result()
+
+
+@dataclass(frozen=True)
+class Spread(Run):
+    """A run that sends stages to a cluster. Sources and the container engine are here, and servers where hosts.yaml says: those stay."""
+
+    cluster: Cluster = field(kw_only=True)
+
+    def perform(self, task: Task, host: str = "") -> bool:
+        """Bring one task's result into the store; say whether it had to run. A stage whose machine is lost goes to another one."""
+        if not self.ships(task):
+            with self.cluster.desk:
+                return super().perform(task, host)
+        line = self.progress.line(task.cell, task.stage.name)
+        if is_had(self.store, task):
+            line.cached(str(self.store.facts(task.key).get("summary", "")))
+            return False
+        for key in task.needs.values():
+            self.store.bring(key)
+        ran = self._sent(Order(task, self.matrix, self.store.path, self.session.offline), line)
+        if not self.store.has(task.key):
+            raise StoreError(
+                f"a machine of the cluster has another store under {self.store.path}",
+                where=f"{task.cell}: {task.stage.name}",
+                next_step="name a folder that all of them share with --store",
+            )
+        self.store.share(task.key)
+        return ran
+
+    def ships(self, task: Task) -> bool:
+        """Say whether a task can work on another machine."""
+        stays = task.server or task.stage.here or task.stage.local
+        return not stays and not any(self.graph.tasks[key].stage.local for key in task.needs.values())
+
+    def abandon(self) -> None:
+        """Cancel what works on the cluster, then leave the rest to the guard."""
+        self.cluster.close()
+        super().abandon()
+
+    def _sent(self, order: Order, line: Line) -> bool:
+        """Have the cluster do a task, once more at most `MOVES` times where its machine is lost. Raises what the stage raised."""
+        where = f"{order.task.cell}: {order.task.stage.name}"
+        for attempt in range(MOVES + 1):
+            try:
+                return self.cluster.follow(order, line)
+            except self.cluster.losses as problem:
+                reason = f"its machine was lost ({type(problem).__name__})"
+                if attempt == MOVES or self.cluster.closed:
+                    line.failed(reason)
+                    raise HostError(reason, where=where, next_step="look at the machines with `ray status`") from problem
+                self.moved.append(f"{where}: {reason}")
+                line.note(f"{reason}, it goes to another one")
+            except StageError as problem:
+                line.failed(problem.message)
+                raise
+        raise AssertionError("the last attempt returns or raises")
+
+
+class Cluster:
+    """A cluster that this process is connected to; `close` ends what it does there, and the cluster itself if it was started here."""
+
+    def __init__(self, ray: Any, folder: Path | None) -> None:
+        self.ray, self._folder = ray, folder
+        self.desk = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+        """Places for the stages that stay on this machine."""
+        wrong = ray.exceptions
+        self.losses: tuple[type[Exception], ...] = (
+            *(wrong.NodeDiedError, wrong.WorkerCrashedError, wrong.OwnerDiedError, wrong.LocalRayletDiedError),
+            *(wrong.ObjectLostError, wrong.TaskUnschedulableError, wrong.OutOfMemoryError),
+        )
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._streams: set[Any] = set()
+
+    @classmethod
+    def join(cls, address: str | None = None, slots: int | None = None) -> Cluster:
+        """Connect to the cluster at HOST:PORT (or "auto": the one that this machine is in), or start one of `slots` workers here.
+
+        Raises UsageError without Ray and for what is no address, HostError where no cluster answers.
+        """
+        if address is not None and address != "auto" and not re.fullmatch(r"[\w.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
+            raise UsageError(
+                f"{address} is no address of a cluster",
+                next_step="write HOST:PORT as `ray start --head` prints it, or auto; and run release on a machine of the cluster",
+            )
+        os.environ.update(SETTINGS)
+        try:
+            import ray
+        except ImportError as problem:
+            raise UsageError("--executor ray needs Ray", next_step="pip install 'release[ray]'") from problem
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        folder = None
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            if address is None:
+                folder = Path(tempfile.mkdtemp(prefix="ray-"))
+                own = {"num_cpus": slots or max(2, os.cpu_count() or 2), "object_store_memory": OBJECTS}
+                ray.init("local", **own, **quiet, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
+            else:
+                quiet.pop("include_dashboard")
+                ray.init(address, **quiet)
+        except Exception as problem:  # Ray has no class of its own for what can go wrong here
+            cls(ray, folder).close()
+            raise HostError(
+                f"no Ray cluster can be used at {address or 'this machine'}: {str(problem).splitlines()[0]}",
+                next_step="`ray start --head` starts one; run release on a machine of it",
+            ) from problem
+        except BaseException:
+            cls(ray, folder).close()
+            raise
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would end us with no clearing up
+        return cls(ray, folder)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Say whether nothing more is sent."""
+        return self._closed.is_set()
+
+    @property
+    def slots(self) -> int:
+        """How many stages may work at once: the processors that the machines offer."""
+        return max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+
+    def run(self, graph: Graph, matrix: Matrix, store: Store, session: Session, progress: Progress) -> Spread:
+        """Return a run over this cluster."""
+        return Spread(graph, matrix, store, session, progress, cluster=self)
+
+    def follow(self, order: Order, line: Line) -> bool:
+        """Send a task, show on `line` how far it is, and say whether it had to run. Raises what it raised, or one of `losses`."""
+        chips = {CHIP + name.removeprefix(DEVICE): count for name, count in order.task.uses.items() if name.startswith(DEVICE)}
+        # Ray's own retries would not tell us, and would begin again after a Ctrl-C
+        options = {
+            "num_cpus": 1,
+            "resources": chips,
+            "max_retries": 0,
+            "num_returns": "streaming",
+            "scheduling_strategy": "SPREAD",
+        }
+        self._feasible(chips)
+        with self._lock:
+            if self.closed:
+                raise StageError("the run was stopped")
+            stream = self.ray.remote(labour).options(**options, name=f"{order.task.cell}: {order.task.stage.name}").remote(order)
+            self._streams.add(stream)
+        ran = None
+        try:
+            while ran is None:
+                ready, _ = self.ray.wait([stream], timeout=BEAT)
+                if self.closed:
+                    raise StageError("the run was stopped")
+                if not ready:
+                    if line.state == "waiting":
+                        self._feasible(chips)  # the one machine that had the chip may be gone
+                    continue
+                told = self.ray.get(next(stream))
+                if isinstance(told, bool):
+                    ran = told
+                else:
+                    told.show(line)
+        except self.ray.exceptions.RayTaskError as problem:
+            raise problem.cause from problem
+        finally:
+            self._streams.discard(stream)
+        return ran
+
+    def _feasible(self, chips: Mapping[str, int]) -> None:
+        """Raise StageError where no machine could ever take such a task: Ray would wait for one for good."""
+        wanted = {"CPU": 1, **chips}
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not any(all(machine.get(name, 0) >= count for name, count in wanted.items()) for machine in machines):
+            words = ", ".join(f"{count} of {name}" for name, count in wanted.items())
+            raise StageError(
+                f"no machine of the cluster has {words}", next_step="`ray start --resources` says what a machine has"
+            )
+
+    def close(self) -> None:
+        """Cancel what works there, and let go of the cluster; one that was started here ends, and its folder goes."""
+        with self._lock:
+            self._closed.set()
+        if self.ray.is_initialized():
+            for stream in list(self._streams):
+                with contextlib.suppress(self.ray.exceptions.RayError, ValueError):
+                    self.ray.cancel(stream, force=True)
+            end = time.monotonic() + PATIENCE
+            while self._streams and time.monotonic() < end:  # a thread in Ray's code must not see it go
+                time.sleep(0.02)
+            self.ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
