@@ -23,7 +23,7 @@ from release.store import Store
 NODE: Final = "RELEASE_TEST_NODE"
 """The environment variable that tells a process on which machine of the test's cluster it is."""
 
-SMALL: Final = {"node_ip_address": "127.0.0.1", "object_store_memory": OBJECTS}
+SMALL: Final = {"object_store_memory": OBJECTS}
 QUICK: Final = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 """How soon the cluster notices that a machine is gone."""
 
