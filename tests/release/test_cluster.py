@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ from release.schedule import Ledger, Limits, carry_out
 from release.session import Session
 from release.stages import STAGES
 from release.store import Store
+
+with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="no ray: pip install 'release[ray]'")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,7 @@ def processes() -> list[str]:
     return found
 
 
+@with_ray
 @pytest.mark.integration
 def test_a_cluster_comes_to_the_same_results_each_once_and_leaves_no_process_behind_when_it_is_stopped(tmp_path: Path) -> None:
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
@@ -111,6 +115,7 @@ def test_a_cluster_comes_to_the_same_results_each_once_and_leaves_no_process_beh
     assert list((store.path / "tmp").iterdir()) == []
 
 
+@with_ray
 @pytest.mark.integration
 def test_a_stage_whose_machine_is_lost_goes_to_another(tmp_path: Path) -> None:
     """In a process of its own: Ray does not start a second kind of cluster in one."""
@@ -131,6 +136,7 @@ def test_a_stage_whose_machine_is_lost_goes_to_another(tmp_path: Path) -> None:
     assert processes() == []
 
 
+@with_ray
 @pytest.mark.integration
 def test_the_command_builds_over_a_cluster(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "release", "--store", str(tmp_path / "store"), "build", "--chip", "cpu", "--model", "tiny-qwq"]
