@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ class Difference(NamedTuple):
 def differences(first: JSON, second: JSON) -> list[Difference]:
     """Return what differs between two records, in the order in which a release is made. Raises VerificationError for what is no record."""
     try:
-        one, other = dict(_facts(first)), dict(_facts(second))
+        one, other = _numbered(_facts(first)), _numbered(_facts(second))
     except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise VerificationError(f"a record lacks what a release's must have: {problem!r:.200}") from problem
     names = list(dict.fromkeys([*one, *other]))
@@ -48,13 +50,28 @@ def _facts(record: JSON) -> Iterator[tuple[tuple[str, str], str]]:
         yield ("wheel", wheel["name"]), f"{wheel['version']} {wheel['sha256']}"
     yield from _each("checkpoint", pins.get("checkpoint") or {})
     yield from _each("weights", {name: file["sha256"] for name, file in record["weights"]["files"].items()})
-    yield from _each("argument", _arguments(record["serve"].get("argv") or ()))
+    yield from ((("argument", name), value) for name, value in _arguments(record["serve"].get("argv") or ()))
     yield from _each("environment", record["serve"].get("env") or {})
     yield ("image", "manifest"), str(record["image"]["manifest"]["digest"])
     for name in ("questions", "prompts"):
         yield ("evaluation", name), str(pins.get(name) or "")
     for verdict in record["verdicts"]:
-        yield ("verdict", verdict["name"]), f"{verdict['status']}: {verdict['measured']}"
+        told = f"{verdict['status']}: {verdict['measured']}, wanted {verdict['wanted']}"
+        yield ("verdict", verdict["name"]), told
+        if verdict.get("figures"):
+            yield ("figures", verdict["name"]), json.dumps(verdict["figures"], sort_keys=True)
+    for waiver in record.get("waivers") or ():
+        yield ("waiver", str(waiver["validator"])), json.dumps(waiver, sort_keys=True)
+
+
+def _numbered(facts: Iterator[tuple[tuple[str, str], str]]) -> dict[tuple[str, str], str]:
+    """Return facts by kind and name; the second of one name is `name (2)`, so that none hides another."""
+    found: dict[tuple[str, str], str] = {}
+    seen = Counter[tuple[str, str]]()
+    for (kind, name), value in facts:
+        seen[kind, name] += 1
+        found[kind, name if seen[kind, name] == 1 else f"{name} ({seen[kind, name]})"] = value
+    return found
 
 
 def _each(kind: str, values: Mapping[str, object]) -> Iterator[tuple[tuple[str, str], str]]:
@@ -62,16 +79,13 @@ def _each(kind: str, values: Mapping[str, object]) -> Iterator[tuple[tuple[str, 
         yield (kind, str(name)), str(value)
 
 
-def _arguments(argv: Sequence[str]) -> dict[str, str]:
-    """Return a command line's `--name value` and `--name=value` pairs; a word that belongs to no name stands under its place."""
-    found: dict[str, str] = {}
-    name = ""
-    for number, word in enumerate(map(str, argv)):
+def _arguments(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Return a command line's `--name value …` and `--name=value` in their order; words before the first name stand under none."""
+    found: list[tuple[str, str]] = [("", "")]
+    for word in map(str, argv):
+        name, equals, value = word.partition("=")
         if word.startswith("--"):
-            name, _, value = word.partition("=")
-            found[name] = value
-        elif name and not found[name]:
-            found[name] = word
+            found.append((name, value if equals else ""))
         else:
-            found[f"word {number}"] = word
+            found[-1] = found[-1][0], f"{found[-1][1]} {word}".strip()
     return found

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -27,7 +29,7 @@ from release.oci import (
 from release.publish.distribution import MANIFESTS, Registry, check_shape, entries_of
 from release.publish.reference import Reference
 from release.publish.registry import pull, push, referrer
-from release.publish.signature import put
+from release.publish.signature import put, put_simple
 
 SIDE: Final = re.compile(r"sha256-[0-9a-f]{64}(\.sig)?")
 """Names of what speaks of a release, and is none."""
@@ -75,6 +77,13 @@ class Folder:
         if len(found) != 1:
             raise VerificationError(f"it holds {len(found)} releases in its index, not one", where=self.where)
         return found[0]
+
+    def held_to(self, expected: str) -> Descriptor:
+        """Return the one release in the folder. Raises VerificationError where it is another digest than `expected`, if that is given."""
+        found = self.named[self.release]
+        if expected and found.digest != expected:
+            raise VerificationError(f"it holds {found.digest}, and {expected} was verified", where=self.where)
+        return found
 
     def find_manifest(self, tag_or_digest: str) -> tuple[Descriptor, bytes] | None:
         """Return a manifest by name or digest; None where the folder has none. Raises VerificationError where it is not its digest."""
@@ -131,8 +140,7 @@ def export(reference: Reference, target: Path) -> Descriptor:
     if os.path.lexists(target):
         raise UsageError(f"{target} is there already", next_step="name a folder that does not exist yet")
     registry = Registry.at(reference)
-    temporary = target.with_name(f".{target.name}.exporting")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         layout = Layout.create(temporary)
         root = pull(reference, layout, registry=registry)
@@ -160,21 +168,47 @@ def _beside(registry: Registry, reference: Reference, subject: str, layout: Layo
         yield pull(Reference(where.host, where.name, f"{name}.sig"), layout, registry=registry).named(f"{name}.sig")
 
 
-def publish_folder(folder: Path, target: Reference, neighbours: Callable[[str], str] = lambda digest: "") -> str:
-    """Push the release in a folder, and all that speaks of it, before its tag; return its digest. Raises as `push` does."""
+def publish_folder(
+    folder: Path, target: Reference, *, expected: str = "", neighbours: Callable[[str], str] = lambda digest: ""
+) -> str:
+    """Push the release in a folder, and all that speaks of it, before its tag; return its digest.
+
+    Only what the folder names for the release itself and its parts goes, and joins what the registry has of them: nothing of another release is
+    touched. Where the tag is this release already, signatures are added. Raises VerificationError where the release is not the `expected`
+    digest, and as `push` does.
+    """
     source = Folder(folder)
-    layout, root = source.layout, source.named[source.release]
-    registry = Registry.at(target)
+    root = source.held_to(expected)
+    layout, registry = source.layout, Registry.at(target)
+    done = []
 
     def finish() -> None:
-        for name, entry in source.named.items():
-            if name.endswith(".sig") and SIDE.fullmatch(name):
-                _, data = source.get_manifest(name)
-                for blob in children(entry, layout):
-                    registry.put_blob(blob, layout.blob(blob.digest))
-                registry.put_manifest(name, entry.media_type, data)
         for subject in (root, *children(root, layout)):
-            for each in source.referrers(subject.digest):
-                put(registry, layout, subject.digest, each)
+            _publish_beside(registry, source, subject.digest)
+        done.append(True)
 
-    return push(layout, root, target, registry=registry, neighbours=neighbours, finish=finish)
+    digest = push(layout, root, target, registry=registry, neighbours=neighbours, finish=finish)
+    if not done:
+        finish()
+    return digest
+
+
+def _publish_beside(registry: Registry, source: Folder, subject: str) -> None:
+    """Put what a folder says of a manifest into the registry, every blob of it checked first."""
+    with tempfile.TemporaryDirectory(prefix="release-import-") as scratch:
+        layout = Layout.create(Path(scratch))
+
+        def bring(manifest: Descriptor) -> Descriptor:
+            source.get_blob(manifest, layout)
+            for blob in children(manifest, layout):
+                source.get_blob(blob, layout)
+            return manifest
+
+        if found := source.find_manifest(f"{subject.replace(':', '-')}.sig"):
+            put_simple(registry, layout, subject, bring(found[0]))
+        for each in source.referrers(subject):
+            found = source.get_manifest(each.digest)
+            said = parse_verified(found[1], found[0]).get("subject")
+            if not isinstance(said, dict) or said.get("digest") != subject:
+                raise VerificationError(f"{each.digest} is listed as a referrer of {subject}, and is none", where=source.where)
+            put(registry, layout, subject, bring(found[0]))

@@ -73,6 +73,12 @@ def attest(layout: Layout, subject: Descriptor, payload: bytes, predicate_type: 
 
 def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor, bundled: Descriptor) -> None:
     """Put both forms into the registry: what was signed before by others stays."""
+    put_simple(registry, layout, subject, simple)
+    put(registry, layout, subject, bundled)
+
+
+def put_simple(registry: Registry, layout: Layout, subject: str, simple: Descriptor) -> None:
+    """Put signatures of the older form into the registry, beside those that are there."""
     layers = children(simple, layout)[1:]
     tag = f"{subject.replace(':', '-')}.sig"
     document = layout.read(simple)
@@ -90,7 +96,6 @@ def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor
         simple = layout.put_json(simple.media_type, document)
     _put_blobs(registry, layout, simple)
     registry.put_manifest(tag, simple.media_type, layout.blob(simple.digest).read_bytes())
-    put(registry, layout, subject, bundled)
 
 
 def put(registry: Registry, layout: Layout, subject: str, bundled: Descriptor) -> None:

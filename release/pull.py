@@ -46,10 +46,9 @@ def pull(
     from release.signing import verify_release
 
     if Path(reference).is_dir():
-        if keys or policy:
-            verify_release(reference, keys, policy)
+        digest = verify_release(reference, keys, policy)[0] if keys or policy else ""
         folder = Folder(Path(reference))
-        return _unpack(house, folder.layout, folder.named[folder.release], into, into_engine)
+        return _unpack(house, folder.layout, folder.held_to(digest), into, into_engine)
     arriving = layout or (into.parent if into else Path("pulled")).absolute() / f".pulling-{sha256(reference.encode())[7:19]}"
     try:
         found, entry = _fetch(reference, arriving, keys, policy)

@@ -72,6 +72,8 @@ def verify_release(
     if Path(reference).is_dir():
         source = folder = Folder(Path(reference))
         name = folder.release
+        folder.get_manifest(name)
+        folder.layout.verify(folder.named[name])  # a registry is asked again when it is pulled from; a folder is all there is
     else:
         where = Reference.parse(reference)
         if not where.tag and not where.digest:

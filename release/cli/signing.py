@@ -129,8 +129,8 @@ def import_(folder: Path, to: str, files: tuple[Path, ...], policy: Path | None)
     from release.signing import verify_release
 
     target = Reference.parse(to)
-    verify_release(str(folder), files, policy)
-    click.echo(f"{target}@{publish_folder(folder, target)}")
+    digest, _ = verify_release(str(folder), files, policy)
+    click.echo(f"{target}@{publish_folder(folder, target, expected=digest)}")
 
 
 @click.command()

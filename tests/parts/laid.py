@@ -25,10 +25,10 @@ class Built:
         return publish_release(self.folder, where, self.memory, **options)  # type: ignore[arg-type]
 
 
-def laid_out(folder: Path, made: JSON) -> Built:
+def laid_out(folder: Path, made: JSON, *, content: bytes = b"\0") -> Built:
     """Lay out a release whose parts are as ours are, in small."""
     layout = Layout.create(folder / "bf16" / "oci")
-    layer = layout.put(LAYER_TAR, b"\0" * 100_000)
+    layer = layout.put(LAYER_TAR, content * 100_000)
     rootfs = {"type": "layers", "diff_ids": [layer.digest]}
     config = layout.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
     image = replace(layout.put_json(IMAGE_MANIFEST, manifest(config, layer)), platform={"os": "linux", "architecture": "amd64"})

@@ -13,10 +13,11 @@ from laid import Built, laid_out
 from records import record
 
 from release.errors import ReleaseError, UnsignedError, UsageError, VerificationError, WrongKeyError
-from release.oci import Layout, canonical
+from release.oci import Descriptor, Layout, canonical, children
 from release.publish.distribution import Registry
 from release.publish.folder import Folder, export, publish_folder
 from release.publish.keys import new_key
+from release.publish.reference import Reference
 from release.signing import rotate, sign_release, verify_release
 
 __all__ = ["home", "registry"]
@@ -138,17 +139,89 @@ def test_a_bundle_that_was_touched_is_refused(
     assert type(caught.value) is kind
 
 
-def test_every_touched_blob_of_a_bundle_is_noticed_when_it_is_used(bundle: Path, key: Path, registry: Distribution) -> None:
+def reached(layout: Layout, digest: Descriptor) -> set[str]:
+    """Return the digests of all that a release is made of."""
+    found, stack = set[str](), [digest]
+    while stack:
+        each = stack.pop()
+        found.add(each.digest.removeprefix("sha256:"))
+        stack += children(each, layout)
+    return found
+
+
+def test_every_touched_blob_of_a_release_in_a_folder_is_noticed(bundle: Path, key: Path) -> None:
+    names = reached(Layout.open(bundle), Folder(bundle).named["bf16"])
+    assert len(names) >= 6
+    for name in sorted(names):
+        path = bundle / "blobs" / "sha256" / name
+        whole = path.read_bytes()
+        touched(path, whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(VerificationError):
+            verify_release(str(bundle), [public(key)], None)
+        touched(path, whole)
+    verify_release(str(bundle), [public(key)], None)
+
+
+def test_every_touched_blob_of_a_bundle_keeps_it_from_being_published(bundle: Path, registry: Distribution) -> None:
+    named = {entry.digest for name, entry in Folder(bundle).named.items() if name.startswith("sha256-") and name.endswith(".sig")}
     for path in sorted((bundle / "blobs" / "sha256").iterdir()):
         whole = path.read_bytes()
         touched(path, whole[:-1] + bytes([whole[-1] ^ 1]))
         where = registry.fresh("mirrored")
         with pytest.raises(VerificationError):
-            verify_release(str(bundle), [public(key)], None)
             publish_folder(bundle, where)
         assert Registry.at(where).digest_of("mirrored") is None
         touched(path, whole)
+    assert named
+
+
+def test_a_bundle_touches_no_signature_of_another_release(
+    bundle: Path, key: Path, registry: Distribution, tmp_path: Path
+) -> None:
+    where = registry.fresh("other")
+    other = laid_out(tmp_path / "other", record(created="2026-11-02T00:00:00+00:00"), content=b"1")
+    digest = other.publish(where, key=key).reference.rpartition("@")[2]
+    layout, ours = Layout.open(bundle), Folder(bundle)
+    own = ours.named[f"{ours.named['bf16'].digest.replace(':', '-')}.sig"]
+    layout.set_index([*layout.index(), own.named(f"{digest.replace(':', '-')}.sig")])
     verify_release(str(bundle), [public(key)], None)
+    publish_folder(bundle, Reference(where.host, where.name, "bf16"))
+    assert verify_release(str(where), [public(key)], None)[0] == digest
+
+
+def signatures(where: Reference, digest: str) -> int:
+    found = Registry.at(where).find_manifest(f"{digest.replace(':', '-')}.sig")
+    return len(json.loads(found[1])["layers"]) if found else 0
+
+
+def test_an_import_keeps_what_others_signed_there_and_adds_what_is_new(
+    built: Built, registry: Distribution, key: Path, tmp_path: Path
+) -> None:
+    source, target = registry.fresh("bf16"), registry.fresh("here")
+    built.publish(source, key=key)
+    export(source, tmp_path / "before")
+    digest = publish_folder(tmp_path / "before", target)
+    new_key(tmp_path / "theirs")
+    sign_release(str(target), tmp_path / "theirs")
+    new_key(tmp_path / "next")
+    rotate(public(key), tmp_path / "next", [str(source)])
+    export(source, tmp_path / "after")
+    assert signatures(target, digest) == 2
+    assert publish_folder(tmp_path / "after", target) == digest
+    assert signatures(target, digest) == 3
+    for each in (key, tmp_path / "theirs", tmp_path / "next"):
+        verify_release(str(target), [public(each)], None)
+    publish_folder(tmp_path / "before", Reference(target.host, target.name, "again"))
+    assert signatures(target, digest) == 3
+
+
+def test_only_what_was_verified_is_published_or_pulled(bundle: Path, registry: Distribution) -> None:
+    where = registry.fresh("here")
+    with pytest.raises(VerificationError, match="was verified"):
+        publish_folder(bundle, where, expected="sha256:" + "0" * 64)
+    assert Registry.at(where).digest_of("here") is None
+    with pytest.raises(VerificationError, match="was verified"):
+        Folder(bundle).held_to("sha256:" + "0" * 64)
 
 
 def test_a_new_key_signs_what_the_old_one_signed_and_nothing_else(
