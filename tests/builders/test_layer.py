@@ -248,6 +248,12 @@ def test_members_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         rewrite(make(*SAMPLE))
 
 
+def test_names_are_weighed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "INDEX_LIMIT", 1000)
+    with pytest.raises(StageError, match="1000 bytes of names"):
+        rewrite(make(*(entry(f"{number}/" + "x" * 90) for number in range(12))))
+
+
 def test_extension_headers_are_counted_together() -> None:
     record = b"1000012 c=" + b"x" * 1_000_001 + b"\n"
     with pytest.raises(StageError, match="extension headers claim"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cutting import cutting
@@ -13,11 +14,13 @@ from records import record
 
 from release.errors import PublishError, UnsignedError, VerificationError, WrongKeyError
 from release.house import House
+from release.oci import Layout
 from release.publish.artifact import RECORD_TYPE
 from release.publish.distribution import Registry
 from release.publish.keys import new_key
 from release.publish.neighbours import Neighbours
 from release.publish.reference import Reference
+from release.publish.registry import push
 from release.pull import pull
 from release.signing import verify_release
 
@@ -142,6 +145,28 @@ def test_a_pull_with_a_key_takes_what_was_verified_or_nothing(
     with pytest.raises(VerificationError, match="not a release: it has no card, weights"):  # it was let in, and is a small one
         pull(house, str(signed), target, keys=[public(key)], into_engine=False)
     assert list(target.parent.iterdir()) == [], "nothing partial is left"
+
+
+@pytest.mark.integration
+def test_a_tag_that_moves_between_verifying_and_pulling_does_not_change_what_is_pulled(
+    built: Built, registry: Distribution, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where, kept = registry.fresh("bf16"), tmp_path / "kept"
+    built.publish(where, key=key)
+    theirs = Layout.open(laid_out(tmp_path / "evil", record(created="2020-01-01T00:00:00+00:00")).folder / "oci")
+    (good,), (evil,) = Layout.open(built.folder / "oci").index(), theirs.index()
+
+    def moved(*asked: Any) -> tuple[str, list[Any]]:
+        verified = verify_release(*asked)
+        push(theirs, evil, where, move=True)
+        return verified
+
+    monkeypatch.setattr("release.signing.verify_release", moved)
+    with pytest.raises(VerificationError, match="not a release"):  # it was let in, and is a small one
+        pull(House.open((), tmp_path / "store", "auto"), str(where), tmp_path / "to", layout=kept, keys=[public(key)])
+    assert Registry.at(where).digest_of("bf16") == evil.digest
+    assert [entry.digest for entry in Layout.open(kept).index()] == [good.digest]
 
 
 def test_a_memory_that_cannot_be_read_is_no_memory(tmp_path: Path) -> None:
