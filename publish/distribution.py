@@ -186,7 +186,7 @@ class Registry:
                     raise PublishError("the registry's list of referrers stops in the middle", where=self.where)
                 document, url = self._fallback(subject), ""
             else:
-                document, url = parse(data, "the list of referrers"), self._next(response)
+                document, url = parse(data, "the list of referrers"), self.next_page(response, "referrers/", "referrers")
             found += [Descriptor.from_json(entry) for entry in entries_of(document)]
             if len(found) > REFERRERS_LIMIT:
                 raise VerificationError(f"{subject} has more than {REFERRERS_LIMIT} referrers", where=self.where)
@@ -224,13 +224,14 @@ class Registry:
         document: dict[str, Any] = json.loads(found[1])
         return document
 
-    def _next(self, response: requests.Response) -> str:
+    def next_page(self, response: requests.Response, place: str, what: str) -> str:
+        """Return the address of the next page of a list, or nothing. Raises VerificationError where it is not at `place` in this repository."""
         link = response.links.get("next", {}).get("url", "")
         if not link:
             return ""
-        url = self.http.address(link, base=self.http.base + "referrers/")
-        if not url.startswith(self.http.base + "referrers/"):
-            raise VerificationError("the registry's list of referrers goes on elsewhere", where=self.where)
+        url = self.http.address(link, base=self.http.base + place)
+        if not url.startswith(self.http.base + place):
+            raise VerificationError(f"the registry's list of {what} goes on elsewhere", where=self.where)
         return url
 
     def _check_digest(self, response: requests.Response, wanted: str) -> None:

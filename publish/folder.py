@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -132,6 +133,20 @@ class Folder:
         return [Descriptor.from_json(entry) for entry in entries_of(parse_verified(found[1], found[0]))]
 
 
+def source_at(place: str) -> tuple[Source, str]:
+    """Return what can be asked of a place, the folder of a layout or bundle or a reference in a registry, and the release's name there.
+
+    Raises UsageError for a reference to a repository alone, VerificationError for a folder that holds not one release.
+    """
+    if Path(place).is_dir():
+        folder = Folder(Path(place))
+        return folder, folder.release
+    where = Reference.parse(place)
+    if not where.tag and not where.digest:
+        raise UsageError(f"{place} names neither a tag nor a digest", next_step="add :TAG or @sha256:…")
+    return Registry.at(where), where.digest or where.tag
+
+
 def export(reference: Reference, target: Path) -> Descriptor:
     """Bring a release and all that speaks of it into a new folder; it appears there whole, or not at all.
 
@@ -156,16 +171,15 @@ def export(reference: Reference, target: Path) -> Descriptor:
 
 def _beside(registry: Registry, reference: Reference, subject: str, layout: Layout) -> Iterator[Descriptor]:
     """Bring what speaks of a manifest into the layout; yield the entries that name it."""
-    where = Reference(reference.host, reference.name)
     listed = []
     for entry in registry.referrers(subject):
-        found = pull(Reference(where.host, where.name, digest=entry.digest), layout, registry=registry)
+        found = pull(replace(reference, tag="", digest=entry.digest), layout, registry=registry)
         listed.append(referrer(found, layout.read(found)).to_json())
     name = subject.replace(":", "-")
     if listed:
         yield layout.put_json(IMAGE_INDEX, {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": listed}).named(name)
     if registry.find_manifest(f"{name}.sig"):
-        yield pull(Reference(where.host, where.name, f"{name}.sig"), layout, registry=registry).named(f"{name}.sig")
+        yield pull(replace(reference, tag=f"{name}.sig", digest=""), layout, registry=registry).named(f"{name}.sig")
 
 
 def publish_folder(

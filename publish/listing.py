@@ -50,10 +50,7 @@ def tags(registry: Registry, *, may_lack: bool = False) -> list[str]:
         found |= set(listed or ())
         if len(found) > TAGS_LIMIT:
             raise VerificationError(f"the repository has more than {TAGS_LIMIT} tags", where=registry.where)
-        link = response.links.get("next", {}).get("url", "")
-        url = registry.http.address(link, base=registry.http.base + "tags/list") if link else ""
-        if url and not url.startswith(registry.http.base + "tags/list"):
-            raise VerificationError("the registry's list of tags goes on elsewhere", where=registry.where)
+        url = registry.next_page(response, "tags/list", "tags")
     return sorted(tag for tag in found if not tag.startswith(REFERRING))
 
 

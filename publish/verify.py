@@ -58,9 +58,7 @@ def verify(
     """
     if not keys:
         raise UsageError("no key is given: what requires nothing proves nothing", next_step="--key FILE.pub, of whom you trust")
-    index, data = registry.get_manifest(reference)
-    document = strict(data, "a release")
-    entries = [Descriptor.from_json(entry) for entry in document.get("manifests", ())]
+    index, entries = released(registry, reference)
     image = next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
     checks = [Check("digest", f"{reference} is {index.digest}")]
     attested: dict[str, JSON] = {}
@@ -113,6 +111,12 @@ def _attested(policy: Policy, attested: Mapping[str, JSON], record: str, where: 
         Attested.model_validate_json(json.dumps(told))
     except ValidationError as problem:
         raise VerificationError(f"the signed verdict is none: {problem.errors()[0]['msg']:.200}", where=where) from problem
+
+
+def released(source: Source, name: str) -> tuple[Descriptor, list[Descriptor]]:
+    """Return the index of the release that a tag or digest names, and its entries. Raises VerificationError where it is no sound one."""
+    index, data = source.get_manifest(name)
+    return index, [Descriptor.from_json(entry) for entry in strict(data, "a release").get("manifests", ())]
 
 
 def record_of(registry: Source, entries: Sequence[Descriptor], scratch: Path) -> tuple[JSON, str]:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from release.errors import UsageError, VerificationError
+from release.errors import VerificationError
 from release.types import JSON
 
 if TYPE_CHECKING:
@@ -22,12 +22,10 @@ def compare(first: str, second: str) -> list[Difference]:
 
 def record_at(place: str) -> JSON:
     """Return the record of a release: a reference, the folder of a layout, bundle, dist or pulled release, or a release.json."""
-    from release.oci import METADATA_LIMIT, Descriptor
-    from release.publish.distribution import Registry
+    from release.oci import METADATA_LIMIT
     from release.publish.dsse import strict
-    from release.publish.folder import Folder
-    from release.publish.reference import Reference
-    from release.publish.verify import record_of
+    from release.publish.folder import source_at
+    from release.publish.verify import record_of, released
 
     path = Path(place)
     file = path if path.is_file() else path / "release.json"
@@ -35,16 +33,6 @@ def record_at(place: str) -> JSON:
         if file.stat().st_size > 16 * METADATA_LIMIT:
             raise VerificationError(f"{file} is no record: it has {file.stat().st_size} bytes")
         return strict(file.read_bytes(), str(file))
+    source, name = source_at(place)
     with tempfile.TemporaryDirectory(prefix="release-compare-") as scratch:
-        if path.is_dir():
-            folder = Folder(path)
-            _, data = folder.get_manifest(folder.release)
-            entries = [Descriptor.from_json(entry) for entry in strict(data, "a release").get("manifests", ())]
-            return record_of(folder, entries, Path(scratch))[0]
-        where = Reference.parse(place)
-        if not where.tag and not where.digest:
-            raise UsageError(f"{place} names neither a tag nor a digest", next_step="add :TAG or @sha256:…")
-        registry = Registry.at(where)
-        _, data = registry.get_manifest(where.digest or where.tag)
-        entries = [Descriptor.from_json(entry) for entry in strict(data, "a release").get("manifests", ())]
-        return record_of(registry, entries, Path(scratch))[0]
+        return record_of(source, released(source, name)[1], Path(scratch))[0]

@@ -105,23 +105,21 @@ def describe(registry: Registry, layout: Layout, index: Descriptor, record: JSON
     """
     from release.oci import TITLE, Layout, children, put_artifact
     from release.publish.dsse import statement
+    from release.publish.provenance import BILL, VERDICT
     from release.publish.provenance import PREDICATE as PROVENANCE
-    from release.publish.provenance import VERDICT, provenance, verdict
-    from release.publish.sbom import sbom
     from release.publish.signature import put
+    from release.signing import predicates_of
 
     image = next((entry for entry in children(index, layout) if entry.platform.get("os") == "linux"), None)
     if image is None:
         raise VerificationError(f"{index.digest} has no image", where=str(layout.path))
     with tempfile.TemporaryDirectory(prefix="release-publish-") as scratch:
         beside = Layout.create(Path(scratch))
-        bill = beside.put_json(CYCLONEDX, sbom(record), {TITLE: "sbom.cdx.json"})
+        said = predicates_of(record, record_digest)
+        bill = beside.put_json(CYCLONEDX, said[BILL], {TITLE: "sbom.cdx.json"})
         made = [put_artifact(beside, CYCLONEDX, [bill], subject=image)]
-        for kind, name, predicate in (
-            (PROVENANCE, "provenance.intoto.json", provenance(record, record_digest)),
-            (VERDICT, "verdict.intoto.json", verdict(record, record_digest)),
-        ):
-            layer = beside.put(IN_TOTO, statement(image.digest, kind, predicate), {TITLE: name})
+        for kind, name in ((PROVENANCE, "provenance.intoto.json"), (VERDICT, "verdict.intoto.json")):
+            layer = beside.put(IN_TOTO, statement(image.digest, kind, said[kind]), {TITLE: name})
             made.append(put_artifact(beside, IN_TOTO, [layer], subject=image, annotations={PREDICATE: kind}))
         for each in made:
             put(registry, beside, image.digest, each)

@@ -8,7 +8,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from release.errors import UnsignedError, UsageError
+from release.errors import UnsignedError
+from release.types import JSON
 from release.types.policy import Policy
 
 if TYPE_CHECKING:
@@ -21,21 +22,17 @@ def sign_release(reference: str, key: Path) -> list[str]:
 
     Raises UsageError for a key that is none, PublishError and VerificationError for the registry's answers.
     """
-    from release.oci import Descriptor, Layout
+    from release.oci import Layout
     from release.publish.distribution import Registry
-    from release.publish.dsse import statement, strict
+    from release.publish.dsse import statement
     from release.publish.keys import read_private
-    from release.publish.provenance import BILL, VERDICT, provenance, verdict
-    from release.publish.provenance import PREDICATE as PROVENANCE
     from release.publish.reference import Reference
-    from release.publish.sbom import sbom
     from release.publish.signature import attest, publish, put, sign
-    from release.publish.verify import record_of
+    from release.publish.verify import record_of, released
 
     private, where = read_private(key), Reference.parse(reference)
     registry = Registry.at(where)
-    index, data = registry.get_manifest(where.digest or where.tag)
-    entries = [Descriptor.from_json(entry) for entry in strict(data, "a release").get("manifests", ())]
+    index, entries = released(registry, where.digest or where.tag)
     signed = []
     with tempfile.TemporaryDirectory(prefix="release-sign-") as scratch:
         layout = Layout.create(Path(scratch))
@@ -46,12 +43,19 @@ def sign_release(reference: str, key: Path) -> list[str]:
         image = next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
         if image is not None:
             record, digest = record_of(registry, entries, Path(scratch) / "record")
-            statements = {BILL: sbom(record), PROVENANCE: provenance(record, digest), VERDICT: verdict(record, digest)}
-            for kind, predicate in statements.items():
+            for kind, predicate in predicates_of(record, digest).items():
                 made = attest(layout, image, statement(image.digest, kind, predicate), kind, private)
                 put(registry, layout, image.digest, made)
                 signed.append(f"attested {kind} of {image.digest}")
     return signed
+
+
+def predicates_of(record: JSON, digest: str) -> dict[str, JSON]:
+    """Return what is attested of a release's image, by predicate type: bill of materials, provenance and verdict, all from its record."""
+    from release.publish.provenance import BILL, PREDICATE, VERDICT, provenance, verdict
+    from release.publish.sbom import sbom
+
+    return {BILL: sbom(record), PREDICATE: provenance(record, digest), VERDICT: verdict(record, digest)}
 
 
 def verify_release(
@@ -62,23 +66,14 @@ def verify_release(
     Raises as `publish.verify.verify`, MatrixError for a policy file.
     """
     from release.matrix import parse
-    from release.publish.distribution import Registry
-    from release.publish.folder import Folder, Source
+    from release.publish.folder import Folder, source_at
     from release.publish.keys import read_public
-    from release.publish.reference import Reference
     from release.publish.verify import verify
 
-    source: Source
-    if Path(reference).is_dir():
-        source = folder = Folder(Path(reference))
-        name = folder.release
-        folder.get_manifest(name)
-        folder.layout.verify(folder.named[name])  # a registry is asked again when it is pulled from; a folder is all there is
-    else:
-        where = Reference.parse(reference)
-        if not where.tag and not where.digest:
-            raise UsageError(f"{reference} names neither a tag nor a digest", next_step="add :TAG or @sha256:…")
-        source, name = Registry.at(where), where.digest or where.tag
+    source, name = source_at(reference)
+    if isinstance(source, Folder):  # a registry is asked again when it is pulled from; a folder is all there is
+        source.get_manifest(name)
+        source.layout.verify(source.named[name])
     rules = parse.read(policy, Policy) if policy else Policy()
     public = [read_public(path) for path in keys]
     with tempfile.TemporaryDirectory(prefix="release-verify-") as scratch:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 from distribution import manifest
+from records import record
 
 from release.oci import IMAGE_CONFIG, IMAGE_INDEX, IMAGE_MANIFEST, LAYER_TAR, NOWHERE, TITLE, Layout, canonical, put_artifact
 from release.publish.artifact import CELL, RECORD_TYPE
+from release.publish.keys import new_key
 from release.publish.reference import Reference
 from release.publishing import Published, publish_release
 from release.types import JSON
@@ -37,3 +40,22 @@ def laid_out(folder: Path, made: JSON, *, content: bytes = b"\0") -> Built:
     index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [image.to_json(), part.to_json()]}
     layout.set_index([layout.put_json(IMAGE_INDEX, {**index, "annotations": {CELL: made["cell"]}}).named("bf16")])
     return Built(folder / "bf16", folder / "pushed.json")
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Built:
+    """A release that is laid out."""
+    return laid_out(tmp_path, record())
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private key, not encrypted."""
+    monkeypatch.delenv("RELEASE_KEY_PASSPHRASE", raising=False)
+    new_key(tmp_path / "key")
+    return tmp_path / "key"
+
+
+def public(key: Path) -> Path:
+    """Return where a private key's public key lies."""
+    return key.with_name(f"{key.name}.pub")

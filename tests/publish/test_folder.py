@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import release
 from distribution import Distribution, home, registry
-from laid import Built, laid_out
+from laid import Built, built, key, laid_out, public
 from records import record
 
 from release.errors import ReleaseError, UnsignedError, UsageError, VerificationError, WrongKeyError
@@ -20,25 +20,9 @@ from release.publish.keys import new_key
 from release.publish.reference import Reference
 from release.signing import rotate, sign_release, verify_release
 
-__all__ = ["home", "registry"]
+__all__ = ["built", "home", "key", "registry"]
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Built:
-    return laid_out(tmp_path, record())
-
-
-@pytest.fixture
-def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("RELEASE_KEY_PASSPHRASE", raising=False)
-    new_key(tmp_path / "key")
-    return tmp_path / "key"
-
-
-def public(key: Path) -> Path:
-    return key.with_name(f"{key.name}.pub")
 
 
 @pytest.fixture

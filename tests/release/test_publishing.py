@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cutting import cutting
 from distribution import Distribution, registry
-from laid import Built, laid_out
+from laid import Built, built, key, laid_out, public
 from records import record
 
 from release.errors import PublishError, UnsignedError, VerificationError, WrongKeyError
@@ -24,23 +24,7 @@ from release.publish.registry import push
 from release.pull import pull
 from release.signing import verify_release
 
-__all__ = ["registry"]
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Built:
-    return laid_out(tmp_path, record())
-
-
-@pytest.fixture
-def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("RELEASE_KEY_PASSPHRASE", raising=False)
-    new_key(tmp_path / "key")
-    return tmp_path / "key"
-
-
-def public(key: Path) -> Path:
-    return key.with_name(f"{key.name}.pub")
+__all__ = ["built", "key", "registry"]
 
 
 @pytest.mark.integration
