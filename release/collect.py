@@ -36,9 +36,10 @@ def collect(house: House, days: int, *, dry_run: bool = False) -> Collected:
     store, before = house.store, time.time() - days * DAY
     with store.alone():
         needed = set(_needed(house))
-        entries = [key for key in store.entries() if key not in needed and _made(store.get(key)) < before]
+        entries = [key for key in store.entries() if key not in needed and store.get(key).stat().st_mtime < before]
         size = sum(_size(store.get(key)) for key in entries)
         halves = [path for path in (store.path / "partial").glob("*") if path.stat().st_mtime < before]
+        size += sum(map(_size, halves))
         going = {key: _names(store.get(key)) for key in entries}
         if not dry_run:
             for key in entries:
@@ -47,7 +48,7 @@ def collect(house: House, days: int, *, dry_run: bool = False) -> Collected:
                 shutil.rmtree(path, ignore_errors=True)
         gone = Counter(node for nodes in going.values() for node in nodes) if dry_run else Counter[int]()
         files = [path for path in (store.path / "blobs").glob("*") if _is_loose(path, before, gone)]
-        size += sum(path.stat().st_size for path in files) + sum(_size(path) for path in halves if dry_run)
+        size += sum(path.stat().st_size for path in files)
         if not dry_run:
             for path in files:
                 path.unlink()
@@ -63,10 +64,6 @@ def _needed(house: House) -> Iterator[str]:
             yield from house.graph(cell, None).tasks
         except (MatrixError, UsageError):
             continue
-
-
-def _made(entry: Path) -> float:
-    return entry.stat().st_mtime
 
 
 def _names(entry: Path) -> list[int]:

@@ -64,6 +64,7 @@ def test_what_no_plan_and_no_last_build_names_goes_and_nothing_else(house: House
     assert set(house.store.entries()) == {needed, YOUNG, LAST}
     assert done.entries == told.entries == 1 and done.files == told.files == 1 and done.halves == told.halves == 1
     assert told.kept == done.kept == 2
+    assert told.bytes == done.bytes >= 1000 + 500 + 100
     assert not house.store.blob(f"sha256:{WHEEL}").exists() and not house.store.blob_name(f"sha256:{WHEEL}").exists()
     assert house.store.blob("sha256:" + "9" * 64).exists(), "a wheel that a needed entry shares"
     assert list((house.store.path / "tmp").iterdir()) == []
