@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -88,40 +88,48 @@ def check(chip: Chip, model: Model, operators: Sequence[str] = (), *, room: Path
         "dtypes": sorted({STRICTEST, *(DTYPES[dtype] for dtype in chip.dtypes if dtype in DTYPES)}),
         "library": library,
     }
-    return _checked(request, room)
-
-
-def _checked(request: dict[str, Any], room: Path) -> Check:
     verdicts: list[Verdict] = []
     machine: dict[str, Any] = {}
+    for line in answers_of("check", request, room):
+        machine = line.get("machine", machine)
+        if "missing" in line:
+            return Check((_missing(line["missing"]),), {})
+        if "result" in line:
+            verdicts.append(_verdict(**line["result"]))
+        if "ended" in line:
+            operator, case, dtype = line["ended"]
+            verdicts.append(_verdict(operator, case, dtype, "FAILED", "the process ended", "a result", line["why"]))
+            verdicts.append(
+                _verdict(operator, "", "", "SKIPPED", "nothing", "a result", "the cases after the one that ended the process")
+            )
+    return Check(tuple(verdicts), machine)
+
+
+def answers_of(program: str, request: Mapping[str, Any], room: Path = ROOM) -> Iterator[dict[str, Any]]:
+    """Yield the lines that a program of the room (`check`, `bench`) writes for a request.
+
+    Where its process ends within what it had `begun` (operator, case, dtype), `ended` says so with `why`, and another process goes on
+    behind that operator. Raises StageError where it ends outside.
+    """
     with tempfile.TemporaryDirectory(prefix="release-kernels-") as scratch:
         folder = Path(scratch)
         (folder / ALIAS).symlink_to(room.resolve())
         after: str | None = None
         while True:
-            lines, problem = _ask({**request, "after": after}, folder)
+            lines, problem = _ask(program, {**request, "after": after}, folder)
             begun: list[str] | None = None
             for line in lines:
-                machine = line.get("machine", machine)
-                begun = line.get("begun", begun)
-                if "missing" in line:
-                    return Check((_missing(line["missing"]),), {})
-                if "result" in line:
-                    verdicts.append(_verdict(**line["result"]))
-                    begun = None
+                begun = line.get("begun", None if "result" in line else begun)
+                yield line
             if problem is None:
-                return Check(tuple(verdicts), machine)
+                return
             if begun is None:
                 raise problem
-            operator, case, dtype = begun
-            verdicts.append(_verdict(operator, case, dtype, "FAILED", "the process ended", "a result", str(problem)))
-            verdicts.append(
-                _verdict(operator, "", "", "SKIPPED", "nothing", "a result", "the cases after the one that ended the process")
-            )
-            after = operator
+            yield {"ended": begun, "why": str(problem)}
+            after = begun[0]
 
 
-def _ask(request: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], StageError | None]:
+def _ask(program: str, request: Mapping[str, Any], folder: Path) -> tuple[list[dict[str, Any]], StageError | None]:
     """Return the lines that the room wrote for a request, and how its process failed, if it did."""
     asked, results = folder / "request.json", folder / "results.jsonl"
     asked.write_text(json.dumps(request), encoding="utf-8")
@@ -130,7 +138,7 @@ def _ask(request: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], S
     problem = None
     try:
         python = os.environ.get(PYTHON) or sys.executable
-        run([python, "-m", f"{ALIAS}.check", str(asked), str(results)], env=environment, cwd=folder)
+        run([python, "-m", f"{ALIAS}.{program}", str(asked), str(results)], env=environment, cwd=folder)
     except StageError as caught:
         problem = caught
     return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()], problem
