@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +65,7 @@ def built(
     made["consistency"]["verdicts"] = [{"name": "scoring", "figures": {"kl": KL}}]
     made["performance"] = _performance()
     made["state"] = {"PASSED": "validated", "FAILED": "blocked"}.get(status, "built")
-    return {**made, **more}
+    return copy.deepcopy({**made, **more})  # a test that spoils one of them spoils it for itself
 
 
 def _performance() -> JSON:
@@ -86,7 +87,7 @@ def planned(chip: str, model: str, precision: str) -> JSON:
     made = unbuilt() if model == "pebble-7b" else unbuilt(plan())
     name, family, vendor = MODELS[model]
     made |= {"cell": f"{chip}/{model}@{precision}", "chip": made["chip"] | CHIPS[chip], "precision": precision, "variant": None}
-    return {**made, "model": made["model"] | {"id": model, "name": name, "family": family, "vendor": vendor}}
+    return copy.deepcopy({**made, "model": made["model"] | {"id": model, "name": name, "family": family, "vendor": vendor}})
 
 
 def records() -> list[JSON]:

@@ -233,7 +233,7 @@ def focus(tab: Browser) -> str:
 def test_a_browser_likes_the_site_with_and_without_scripts_and_a_keyboard_and_a_search_reach_a_release(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     folder(tmp_path / "dist", records())
-    lay(tmp_path / "dist", to=tmp_path / "site")
+    assert lay(tmp_path / "dist", to=tmp_path / "site")["left-out"] == []
     with browser(tmp_path) as tab:
         first = (tmp_path / "site" / "index.html").as_uri()
         pages = sorted((tmp_path / "site" / "releases").rglob("*.html"))

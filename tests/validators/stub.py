@@ -287,7 +287,7 @@ class Handler(BaseHTTPRequestHandler):
             prompt = "What is 12+30?"
         text = self.words(body, prompt)
         if self.has("greedy-drifts-late"):
-            time.sleep(0.001 * min(stub.requests, 60))
+            time.sleep(0.0015 * min(stub.requests, 60))
         if self.has("random-text") or (crowded and self.has("drifts")):
             text += f" {stub.requests}"
         tokens, finish = self.cut(body, pieces(text))
