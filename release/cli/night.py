@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import click
 
@@ -16,16 +17,32 @@ _json = click.option("--json", "as_json", is_flag=True, help="As one JSON docume
 @click.option("--chip", shell_complete=complete("chips"), help="Of this chip.")
 @click.option("--model", shell_complete=complete("models"), help="Of this model.")
 @click.option("--select", "patterns", multiple=True, metavar="PATTERN", help="The cells that it fits, as '*/qwen3-*@w8a8'.")
+@click.option(
+    "--graph",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg",
+    help="Draw instead which stages these cells share, which are done, and how long they took.",
+)
 @_json
 @click.pass_context
-def status(context: click.Context, chip: str | None, model: str | None, patterns: tuple[str, ...], as_json: bool) -> None:
+def status(
+    context: click.Context, chip: str | None, model: str | None, patterns: tuple[str, ...], picture: Path | None, as_json: bool
+) -> None:
     """Show the matrix as a heat map: what is validated, built, waived, stale, blocked, failed or missing, and why."""
     from release.batch import select
     from release.show.night import status as status_text
     from release.status import standings
 
     house = house_of(context)
-    shown = status_text(standings(house, select(house, patterns, {"chip": chip, "model": model})), as_json=as_json)
+    cells = select(house, patterns, {"chip": chip, "model": model})
+    if picture is not None:
+        from release.show.graph import graph
+
+        picture.write_text(graph(house, cells), encoding="utf-8")
+        click.echo(picture)
+        return
+    shown = status_text(standings(house, cells), as_json=as_json)
     if sys.stdout.isatty() and not as_json and shown.count("\n") >= shutil.get_terminal_size().lines:
         click.echo_via_pager(shown + "\n", color=True)
     else:
