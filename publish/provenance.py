@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from release.oci import DIGEST
 from release.types import JSON
 
 PREDICATE: Final = "https://slsa.dev/provenance/v1"
 BILL: Final = "https://cyclonedx.org/bom"
 """The predicate type of a bill of materials in CycloneDX."""
+RECORD: Final = "release:record"
+"""The property by which a bill of materials of ours names the record that it was made from."""
 VERDICT: Final = "urn:release:verdict:v1"
 BUILD: Final = "urn:release:build:v1"
 """What was done: the stages of release, from the cell that `externalParameters` name and the digests of `resolvedDependencies`."""
@@ -45,10 +48,38 @@ def provenance(record: JSON, record_digest: str) -> JSON:
 
 def builder_of(predicate: JSON) -> str:
     """Return the builder that a stranger's provenance names; an empty string where it names none."""
-    found: object = predicate
-    for name in ("runDetails", "builder", "id"):
-        found = found.get(name) if isinstance(found, dict) else None
+    found = _at(predicate, "runDetails", "builder", "id")
     return found if isinstance(found, str) else ""
+
+
+def _at(document: object, *names: str) -> object:
+    for name in names:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
+
+
+def speaks_of(kind: str, predicate: JSON, record_digest: str) -> bool:
+    """Say whether a statement about an image is about the release with this record too, though other releases may have the same image.
+
+    What names a record is about that one alone. What names none (another tool's bill of materials, another builder's provenance) is about
+    the image, whoever has it; but a verdict is of a record, or of nothing.
+    """
+    named = _record_named(kind, predicate)
+    return named == record_digest or (named is None and kind != VERDICT)
+
+
+def _record_named(kind: str, predicate: JSON) -> str | None:
+    """Return the digest of the record that a stranger's statement names, None where it names none."""
+    found: object = None
+    if kind == BILL:
+        told = _at(predicate, "metadata", "properties")
+        properties = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
+        found = next((each.get("value") for each in properties if each.get("name") == RECORD), None)
+    elif kind == PREDICATE:
+        found = _at(predicate, "runDetails", "metadata", "invocationId")
+    elif kind == VERDICT:
+        found = predicate.get("record")
+    return found if isinstance(found, str) and DIGEST.fullmatch(found) else None
 
 
 def verdict(record: JSON, record_digest: str) -> JSON:

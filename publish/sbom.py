@@ -14,13 +14,18 @@ from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
+from release.publish.provenance import RECORD
 from release.types import JSON
 
 
-def sbom(record: JSON) -> JSON:
-    """Return the bill of materials of a built release: equal records, equal documents."""
+def sbom(record: JSON, record_digest: str) -> JSON:
+    """Return the bill of materials of a built release: equal records, equal documents.
+
+    It names the record, and has a serial number of its own for each: releases that share an image may differ in their weights.
+    """
     digest = str(record["image"]["manifest"]["digest"])
-    bom = Bom(serial_number=uuid5(NAMESPACE_URL, digest))
+    bom = Bom(serial_number=uuid5(NAMESPACE_URL, record_digest))
+    bom.metadata.properties.add(Property(name=RECORD, value=record_digest))
     bom.metadata.timestamp = datetime.fromisoformat(str(record["created"]))
     bom.metadata.component = Component(
         type=ComponentType.CONTAINER,

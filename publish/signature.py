@@ -71,10 +71,10 @@ def attest(layout: Layout, subject: Descriptor, payload: bytes, predicate_type: 
     return put_artifact(layout, BUNDLE_TYPE, [layer], subject=subject, annotations=told)
 
 
-def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor, bundled: Descriptor) -> None:
-    """Put both forms into the registry: what was signed before by others stays."""
+def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor, *bundled: Descriptor) -> None:
+    """Put both forms, and more bundles if there are any, into the registry: what was signed before by others stays."""
     put_simple(registry, layout, subject, simple)
-    put(registry, layout, subject, bundled)
+    put(registry, layout, subject, *bundled)
 
 
 def put_simple(registry: Registry, layout: Layout, subject: str, simple: Descriptor) -> None:
@@ -98,12 +98,15 @@ def put_simple(registry: Registry, layout: Layout, subject: str, simple: Descrip
     registry.put_manifest(tag, simple.media_type, layout.blob(simple.digest).read_bytes())
 
 
-def put(registry: Registry, layout: Layout, subject: str, bundled: Descriptor) -> None:
-    """Put a bundle into the registry, and on the list of what refers to its subject."""
-    _put_blobs(registry, layout, bundled)
-    listed = registry.put_manifest(bundled.digest, bundled.media_type, layout.blob(bundled.digest).read_bytes())
-    if not listed:
-        registry.attach(subject, [referrer(bundled, layout.read(bundled))])
+def put(registry: Registry, layout: Layout, subject: str, *referring: Descriptor) -> None:
+    """Put what refers to one subject into the registry, and on the list of what does, in one turn."""
+    unlisted = []
+    for each in referring:
+        _put_blobs(registry, layout, each)
+        if not registry.put_manifest(each.digest, each.media_type, layout.blob(each.digest).read_bytes()):
+            unlisted.append(referrer(each, layout.read(each)))
+    if unlisted:
+        registry.attach(subject, unlisted)
 
 
 def _put_blobs(registry: Registry, layout: Layout, manifest: Descriptor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from release.errors import IncompleteError, PolicyError, UnsignedError, UsageError, VerificationError, WrongKeyError
 from release.oci import IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout
 from release.publish.artifact import RECORD_TYPE
-from release.publish.dsse import strict
+from release.publish.dsse import Signed, strict
 from release.publish.keys import Public
-from release.publish.provenance import BILL, VERDICT, builder_of
+from release.publish.provenance import BILL, VERDICT, builder_of, speaks_of
 from release.publish.provenance import PREDICATE as PROVENANCE
 from release.publish.record import SCHEMA, state_from
 from release.publish.signature import find
@@ -59,9 +59,9 @@ def verify(
     if not keys:
         raise UsageError("no key is given: what requires nothing proves nothing", next_step="--key FILE.pub, of whom you trust")
     index, entries = released(registry, reference)
-    image = next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
+    image = image_of(entries)
     checks = [Check("digest", f"{reference} is {index.digest}")]
-    attested: dict[str, JSON] = {}
+    attested: tuple[Signed, ...] = ()
     for what, descriptor in (("index", index), *((("image", image),) if image else ())):
         found = find(registry, descriptor.digest, keys, scratch / what)
         if not found.signers:
@@ -74,9 +74,9 @@ def verify(
             raise UnsignedError(f"{told} is not signed{also}", where=registry.where)
         checks.append(Check(f"{what} signed by", ", ".join(found.signers)))
         if what == "image":
-            attested = {one.predicate_type: one.predicate for one in found.attested}
+            attested = found.attested
     record, record_digest = record_of(registry, entries, scratch)
-    checks += _attested(policy, attested, record_digest, registry.where)
+    checks += _attested(policy, attested, record, record_digest, registry.where)
     try:
         for rule in RULES:
             checks += rule(policy, record, today)
@@ -85,32 +85,52 @@ def verify(
     return index.digest, checks
 
 
-def _attested(policy: Policy, attested: Mapping[str, JSON], record: str, where: str) -> Iterator[Check]:
-    """Yield the statements that the policy wants. Raises IncompleteError for one that no trusted key has signed, PolicyError for provenance of
-    another builder, and VerificationError where the signed verdict is of another record.
+def _attested(policy: Policy, attested: Sequence[Signed], record: JSON, digest: str, where: str) -> Iterator[Check]:
+    """Yield the statements that the policy wants, of those that a trusted key has signed of this release.
+
+    Raises IncompleteError for one that nobody trusted has signed, PolicyError for provenance of other builders alone, and VerificationError
+    where all that is signed is of other releases, and as `spoken` does.
     """
+    said = spoken(attested, record, digest, where)
     for name in policy.attested:
-        if STATEMENTS[name] not in attested:
+        if STATEMENTS[name] not in said:
+            if any(each.predicate_type == STATEMENTS[name] for each in attested):
+                raise VerificationError(f"the signed {name} is of another record, and here is {digest}", where=where)
             raise IncompleteError(f"no trusted key attests a {name}", where=where, next_step="release sign attests all three")
         yield Check("attested", name)
     if "provenance" in policy.attested:
-        builder = builder_of(attested[PROVENANCE])
-        if builder not in policy.builders:
-            raise PolicyError(
-                f"its provenance is of the builder {builder!r:.80}, none of {', '.join(policy.builders)}", where=where
-            )
+        builders = [builder_of(predicate) for predicate in said[PROVENANCE]]
+        builder = next((each for each in builders if each in policy.builders), None)
+        if builder is None:
+            told = " and ".join(f"{each!r:.80}" for each in builders[:3])
+            raise PolicyError(f"its provenance is of the builder {told}, none of {', '.join(policy.builders)}", where=where)
         yield Check("built by", builder)
-    told = attested.get(VERDICT)
-    if told is None:
-        return
-    if told.get("record") != record:
-        raise VerificationError(
-            f"the signed verdict is of the record {told.get('record')!r:.80}, and here is {record}", where=where
-        )
-    try:
-        Attested.model_validate_json(json.dumps(told))
-    except ValidationError as problem:
-        raise VerificationError(f"the signed verdict is none: {problem.errors()[0]['msg']:.200}", where=where) from problem
+
+
+def spoken(attested: Sequence[Signed], record: JSON, digest: str, where: str) -> dict[str, list[JSON]]:
+    """Return what is said of the release with this record, each once, by predicate type: other releases may have the same image.
+
+    Raises VerificationError where a verdict of this record has another shape, or another state than the record.
+    """
+    said: dict[str, list[JSON]] = {}
+    for each in attested:
+        known = said.get(each.predicate_type, [])
+        if speaks_of(each.predicate_type, each.predicate, digest) and each.predicate not in known:
+            said[each.predicate_type] = [*known, each.predicate]
+    for predicate in said.get(VERDICT, ()):
+        try:
+            found = Attested.model_validate_json(json.dumps(predicate))
+        except ValidationError as problem:
+            raise VerificationError(f"the signed verdict is none: {problem.errors()[0]['msg']:.200}", where=where) from problem
+        if found.state.value != record.get("state"):
+            state = record.get("state")
+            raise VerificationError(f"the signed verdict says {found.state.value}, and its record {state!r:.80}", where=where)
+    return said
+
+
+def image_of(entries: Sequence[Descriptor]) -> Descriptor | None:
+    """Return a release's image, of the entries of its index."""
+    return next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
 
 
 def released(source: Source, name: str) -> tuple[Descriptor, list[Descriptor]]:

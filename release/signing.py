@@ -13,6 +13,9 @@ from release.types import JSON
 from release.types.policy import Policy
 
 if TYPE_CHECKING:
+    from release.oci import Descriptor
+    from release.publish.distribution import Registry
+    from release.publish.keys import Private, Public
     from release.publish.verify import Check
 
 
@@ -22,32 +25,39 @@ def sign_release(reference: str, key: Path) -> list[str]:
 
     Raises UsageError for a key that is none, PublishError and VerificationError for the registry's answers.
     """
-    from release.oci import Layout
     from release.publish.distribution import Registry
-    from release.publish.dsse import statement
     from release.publish.keys import read_private
     from release.publish.reference import Reference
-    from release.publish.signature import attest, publish, put, sign
-    from release.publish.verify import record_of, released
+    from release.publish.verify import image_of, record_of, released
 
     private, where = read_private(key), Reference.parse(reference)
     registry = Registry.at(where)
     index, entries = released(registry, where.digest or where.tag)
-    signed = []
+    image = image_of(entries)
+    told: list[tuple[str, JSON]] = []
+    if image is not None:
+        with tempfile.TemporaryDirectory(prefix="release-sign-") as scratch:
+            told = list(predicates_of(*record_of(registry, entries, Path(scratch))).items())
+    return _put_signed(registry, index, image, told, private)
+
+
+def _put_signed(
+    registry: Registry, index: Descriptor, image: Descriptor | None, told: Sequence[tuple[str, JSON]], key: Private
+) -> list[str]:
+    """Put signatures of index and image into a registry, and what is `told` of the image, by predicate type; return what was signed."""
+    from release.oci import Layout
+    from release.publish.dsse import statement
+    from release.publish.signature import attest, publish, sign
+
     with tempfile.TemporaryDirectory(prefix="release-sign-") as scratch:
         layout = Layout.create(Path(scratch))
-        for subject in (index, *(entry for entry in entries if entry.platform.get("os") == "linux")):
-            name = f"{where.host}/{where.name}"
-            publish(registry, layout, subject.digest, *sign(layout, subject, private, name))
-            signed.append(f"signed {subject.digest}")
-        image = next((entry for entry in entries if entry.platform.get("os") == "linux"), None)
-        if image is not None:
-            record, digest = record_of(registry, entries, Path(scratch) / "record")
-            for kind, predicate in predicates_of(record, digest).items():
-                made = attest(layout, image, statement(image.digest, kind, predicate), kind, private)
-                put(registry, layout, image.digest, made)
-                signed.append(f"attested {kind} of {image.digest}")
-    return signed
+        publish(registry, layout, index.digest, *sign(layout, index, key, registry.where))
+        if image is None:
+            return [f"signed {index.digest}"]
+        said = [attest(layout, image, statement(image.digest, kind, predicate), kind, key) for kind, predicate in told]
+        publish(registry, layout, image.digest, *sign(layout, image, key, registry.where), *said)
+    signed = [f"signed {subject.digest}" for subject in (index, image)]
+    return signed + [f"attested {kind} of {image.digest}" for kind, _ in told]
 
 
 def predicates_of(record: JSON, digest: str) -> dict[str, JSON]:
@@ -55,7 +65,7 @@ def predicates_of(record: JSON, digest: str) -> dict[str, JSON]:
     from release.publish.provenance import BILL, PREDICATE, VERDICT, provenance, verdict
     from release.publish.sbom import sbom
 
-    return {BILL: sbom(record), PREDICATE: provenance(record, digest), VERDICT: verdict(record, digest)}
+    return {BILL: sbom(record, digest), PREDICATE: provenance(record, digest), VERDICT: verdict(record, digest)}
 
 
 def verify_release(
@@ -83,22 +93,34 @@ def verify_release(
 def rotate(old: Path, new: Path, references: Sequence[str]) -> list[str]:
     """Sign with the key `new` what the key `old` has signed, both in files; return what was signed, a line each. No signature is taken away.
 
-    Raises UnsignedError, and signs nothing, where `old` has not signed one of the releases: a rotation vouches for nothing new.
+    All of it is checked with `old` first: each release's index and image must bear its signature, and only statements that it has signed of this
+    very release are attested anew, as they are. What others said beside them stays theirs. Raises UnsignedError or VerificationError, and
+    signs nothing, where one of the releases is not so: a rotation vouches for nothing new.
     """
-    from release.publish.distribution import Registry
     from release.publish.keys import read_private, read_public
-    from release.publish.reference import Reference
-    from release.publish.signature import find
 
-    read_private(new)
-    public = read_public(old)
-    digests = []
-    for reference in references:
-        where = Reference.parse(reference)
-        registry = Registry.at(where)
-        index, _ = registry.get_manifest(where.digest or where.tag)
-        with tempfile.TemporaryDirectory(prefix="release-rotate-") as scratch:
-            if not find(registry, index.digest, [public], Path(scratch)).signers:
-                raise UnsignedError(f"{reference} is not signed by {old}", next_step="release sign signs what you vouch for")
-        digests.append(f"{where.host}/{where.name}@{index.digest}")
-    return [line for digest in digests for line in sign_release(digest, new)]
+    private, public = read_private(new), read_public(old)
+    known = [_vouched(reference, public) for reference in references]
+    return [line for each in known for line in _put_signed(*each, private)]
+
+
+def _vouched(reference: str, key: Public) -> tuple[Registry, Descriptor, Descriptor | None, list[tuple[str, JSON]]]:
+    """Return a release's index and image, which `key` has signed, and what it has attested of them, by predicate type."""
+    from release.publish.distribution import Registry
+    from release.publish.reference import Reference
+    from release.publish.signature import Found, find
+    from release.publish.verify import image_of, record_of, released, spoken
+
+    where = Reference.parse(reference)
+    registry = Registry.at(where)
+    index, entries = released(registry, where.digest or where.tag)
+    image, found = image_of(entries), Found((), (), 0)
+    with tempfile.TemporaryDirectory(prefix="release-rotate-") as scratch:
+        for what, subject in (("index", index), *((("image", image),) if image else ())):
+            found = find(registry, subject.digest, [key], Path(scratch) / what)
+            if not found.signers:
+                raise UnsignedError(
+                    f"the {what} of {reference} is not signed by {key.name}", next_step="release sign signs what you vouch for"
+                )
+        said = spoken(found.attested if image else (), *record_of(registry, entries, Path(scratch)), registry.where)
+    return registry, index, image, [(kind, predicate) for kind, each in said.items() for predicate in each]

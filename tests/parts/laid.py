@@ -9,9 +9,21 @@ import pytest
 from distribution import manifest
 from records import record
 
-from release.oci import IMAGE_CONFIG, IMAGE_INDEX, IMAGE_MANIFEST, LAYER_TAR, NOWHERE, TITLE, Layout, canonical, put_artifact
-from release.publish.artifact import CELL, RECORD_TYPE
+from release.oci import (
+    IMAGE_CONFIG,
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    LAYER_TAR,
+    NOWHERE,
+    TITLE,
+    Layout,
+    canonical,
+    put_artifact,
+    sha256,
+)
+from release.publish.artifact import CELL, RECORD_TYPE, assemble
 from release.publish.keys import new_key
+from release.publish.record import CARDS
 from release.publish.reference import Reference
 from release.publishing import Published, publish_release
 from release.types import JSON
@@ -39,6 +51,29 @@ def laid_out(folder: Path, made: JSON, *, content: bytes = b"\0") -> Built:
     part = replace(put_artifact(layout, RECORD_TYPE, [told], subject=image), platform=NOWHERE)
     index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [image.to_json(), part.to_json()]}
     layout.set_index([layout.put_json(IMAGE_INDEX, {**index, "annotations": {CELL: made["cell"]}}).named("bf16")])
+    return Built(folder / "bf16", folder / "pushed.json")
+
+
+def whole(folder: Path, made: JSON) -> Built:
+    """Lay out a release that can be pulled and unpacked: its image is always the same, its weights are those that the record says."""
+    inputs = {name: folder / "stages" / name for name in ("image", "weights", "card")}
+    image = Layout.create(inputs["image"] / "layout")
+    layer = image.put(LAYER_TAR, b"\0" * 1000)
+    rootfs = {"type": "layers", "diff_ids": [layer.digest]}
+    config = image.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
+    linux = replace(image.put_json(IMAGE_MANIFEST, manifest(config, layer)), platform={"os": "linux", "architecture": "amd64"})
+    image.set_index([linux.named("image")])
+    data = f"the weights of {made['cell']}".encode()
+    made["image"].update(manifest=linux.to_json(), config=config.digest)
+    made["weights"]["files"] = {"model.safetensors": {"sha256": sha256(data), "bytes": len(data)}}
+    made["evidence"], made["pictures"] = [], []
+    (inputs["weights"] / "model").mkdir(parents=True)
+    (inputs["weights"] / "model" / "model.safetensors").write_bytes(data)
+    inputs["card"].mkdir()
+    (inputs["card"] / "release.json").write_bytes(canonical(made))
+    for name in CARDS.values():
+        (inputs["card"] / name).write_text(f"# {made['cell']}, {made['created']}\n", encoding="utf-8")
+    assemble(inputs, "bf16", folder / "bf16" / "oci")
     return Built(folder / "bf16", folder / "pushed.json")
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -226,14 +227,18 @@ class Published:
         rootfs = {"type": "layers", "diff_ids": [layer.digest]}
         config = self.layout.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
         self.image = self.layout.put_json(IMAGE_MANIFEST, manifest(config, layer))
+        self.index = self.release(made)
+        push(self.layout, self.index, self.where)
+
+    def release(self, made: JSON) -> Descriptor:
+        """Return the index of a release of the image, with this record."""
         told = self.layout.put("application/json", canonical(made), {TITLE: "release.json"})
         part = put_artifact(self.layout, RECORD_TYPE, [told], subject=self.image)
         entries = [
             {**self.image.to_json(), "platform": {"os": "linux", "architecture": "amd64"}},
             {**part.to_json(), "platform": NOWHERE},
         ]
-        self.index = self.layout.put_json(IMAGE_INDEX, {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries})
-        push(self.layout, self.index, self.where)
+        return self.layout.put_json(IMAGE_INDEX, {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries})
 
     @property
     def registry(self) -> Registry:
@@ -243,6 +248,11 @@ class Published:
         """Publish a signature at `subject`; with `of`, one that is of something else."""
         made = sign(self.layout, of or subject, read_private(key), f"{self.where.host}/{self.where.name}")
         publish(self.registry, self.layout, subject.digest, *made)
+
+    def attest(self, kind: str, predicate: JSON, key: Path) -> None:
+        """Publish a signed statement about the image."""
+        made = attest(self.layout, self.image, statement(self.image.digest, kind, predicate), kind, read_private(key))
+        put(self.registry, self.layout, self.image.digest, made)
 
     def refused(self, kind: type[ReleaseError], *keys: Path, policy: Path | None = None, match: str | None = None) -> None:
         with pytest.raises(kind, match=match) as caught:
@@ -389,18 +399,22 @@ def test_a_tag_that_moves_between_looking_and_verifying_changes_nothing(
     assert verify_release(pinned, [public(key)], None, TODAY)[0] == digest
 
 
+OURS = sha256(canonical(sound()))
+
+
 @integration
-@pytest.mark.parametrize(("told", "match"), [("another", "is of the record"), ("half", "is none: Field required")])
-def test_a_verdict_of_another_record_or_shape_is_tampering(told: str, match: str, release: Published, key: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        ({"record": OURS, "state": "validated"}, "is none: Field required"),
+        ({**verdict(sound(), OURS), "state": "built"}, "says built, and its record 'validated'"),
+    ],
+)
+def test_a_verdict_of_this_record_with_another_shape_or_state_is_tampering(
+    told: JSON, match: str, release: Published, key: Path
+) -> None:
     sign_release(str(release.where), key)
-    ours = sha256(canonical(sound()))
-    wrong = statement(release.image.digest, VERDICT, {"record": DIGEST if told == "another" else ours, "state": "validated"})
-    put(
-        release.registry,
-        release.layout,
-        release.image.digest,
-        attest(release.layout, release.image, wrong, VERDICT, read_private(key)),
-    )
+    release.attest(VERDICT, told, key)
     release.refused(VerificationError, key, match=match)
 
 
@@ -409,8 +423,9 @@ def test_a_verdict_of_another_record_or_shape_is_tampering(told: str, match: str
 
 def test_the_bill_of_materials_is_sound_and_names_every_part() -> None:
     made = record()
-    document = sbom(made)
-    assert document == sbom(record())
+    document = sbom(made, DIGEST)
+    assert document == sbom(record(), DIGEST)
+    assert document["serialNumber"] != sbom(record(), "sha256:" + "b" * 64)["serialNumber"]
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document)) is None
     parts = {part["bom-ref"]: part for part in document["components"]}
     assert {"pkg:pypi/click@8.3.0", "pkg:pypi/vllm-abacus@1.0", "model:pebble-7b"} <= parts.keys()
@@ -455,13 +470,21 @@ VERIFY = ("verify", "--insecure-ignore-tlog=true", "--allow-http-registry")
 def test_cosign_verifies_what_we_signed_and_nothing_else(
     release: Published, key: Path, other: Path, cosign: Peer, tmp_path: Path
 ) -> None:
+    """The image is that of two releases, of which both are signed: nothing that one says takes the other's place."""
+    second = replace(release.where, tag="again")
+    push(release.layout, release.release(sound(created="2026-11-21T12:00:00+00:00")), second)
     image = f"{release.where.host}/{release.where.name}@{release.image.digest}"
     words = (*VERIFY, "--key", str(public(key)), image)
     assert cosign(*words, cwd=tmp_path).returncode != 0
-    sign_release(str(release.where), key)
+    for where in (release.where, second):
+        sign_release(str(where), key)
+    for where in (release.where, second):
+        verify_release(str(where), [public(key)], None, TODAY)
     done = cosign(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert release.image.digest in done.stdout
+    simple = release.registry.get_manifest(f"{release.image.digest.replace(':', '-')}.sig")[1]
+    assert len(json.loads(simple)["layers"]) == 2
     assert cosign(*VERIFY, "--key", str(public(other)), image, cwd=tmp_path).returncode != 0
     if cosign.suite == "trixie":
         return  # 2.5.0 asks a server of keys for what is attested in the newer form
@@ -469,6 +492,7 @@ def test_cosign_verifies_what_we_signed_and_nothing_else(
         words = ("verify-attestation", *VERIFY[1:], "--type", kind, "--key", str(public(key)), image)
         done = cosign(*words, cwd=tmp_path)
         assert done.returncode == 0, (kind, done.stderr)
+        assert len(done.stdout.splitlines()) == 2, (kind, done.stdout)
         assert cosign(*words[:-2], str(public(other)), image, cwd=tmp_path).returncode != 0
 
 

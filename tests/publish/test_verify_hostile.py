@@ -72,7 +72,7 @@ class Hostile:
         linux = replace(self.image, platform={"os": "linux", "architecture": "amd64"})
         self.index = self.layout.put_json(IMAGE_INDEX, index(linux, replace(part, platform=NOWHERE)))
         self.statements: dict[str, JSON] = {
-            BILL: sbom(record()),
+            BILL: sbom(record(), told.digest),
             PROVENANCE: provenance(record(), told.digest),
             VERDICT: verdict(record(), told.digest),
         }
