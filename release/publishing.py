@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from release.types import JSON
 from release.types.verdict import State
 
 if TYPE_CHECKING:
-    from release.oci import Descriptor, Layout
+    from release.oci import Descriptor
     from release.publish.distribution import Registry
     from release.publish.reference import Reference
     from release.publish.registry import Progress
@@ -49,15 +48,17 @@ def publish_release(
 
     Raises PublishError for a blocked release, and with `validated` for one that is less; VerificationError where the tag is another release.
     """
-    from release.oci import Layout
     from release.publish.distribution import MANIFESTS, Registry
+    from release.publish.folder import Folder
     from release.publish.neighbours import Neighbours
     from release.publish.registry import is_published, push, walk
-    from release.signing import sign_release
+    from release.publish.verify import image_of, record_of, released
+    from release.signing import predicates_of, sign_release
 
-    layout = Layout.open(folder / "oci")
-    index = layout.find(folder.name)
-    record, record_digest = record_in(layout, index)
+    source = Folder(folder / "oci")
+    layout, (index, entries) = source.layout, released(source, folder.name)
+    with tempfile.TemporaryDirectory(prefix="release-publish-") as scratch:
+        record, record_digest = record_of(source, entries, Path(scratch))
     state = str(record["state"])
     if state == State.BLOCKED or (validated and state != State.VALIDATED):
         raise PublishError(f"{record['cell']} is {state}", next_step="release card shows its verdicts")
@@ -65,17 +66,15 @@ def publish_release(
     blobs = [each for each in walk(layout, index) if each.media_type not in MANIFESTS]
     total = sum(blob.size for blob in blobs)
     where = f"{target}@{index.digest}"
-    if is_published(registry, target.tag, index.digest, move=False):
-        return Published(where, total, 0)
     if dry_run:
-        missing = sum(blob.size for blob in blobs if not registry.has_blob(blob))
-        return Published(where, total, missing)
+        there = is_published(registry, target.tag, index.digest, move=False)
+        return Published(where, total, 0 if there else sum(blob.size for blob in blobs if not registry.has_blob(blob)))
     signed: list[str] = []
     sent: list[int] = []
 
     def finish() -> None:
         sent.extend(registry.sent)
-        describe(registry, layout, index, record, record_digest)
+        describe(registry, image_of(entries), predicates_of(record, record_digest))
         if key is not None:
             signed.extend(sign_release(f"{target.host}/{target.name}@{index.digest}", key))
 
@@ -85,41 +84,23 @@ def publish_release(
     return Published(where, total, sum(sent), tuple(signed))
 
 
-def record_in(layout: Layout, index: Descriptor) -> tuple[JSON, str]:
-    """Return the record that a release in a layout carries, and its digest. Raises VerificationError where there is none."""
-    from release.oci import children
-    from release.publish.artifact import RECORD_TYPE
-
-    for entry in children(index, layout):
-        if layout.read(entry).get("artifactType") == RECORD_TYPE:
-            layer = children(entry, layout)[1]
-            layout.verify(layer)
-            record: JSON = json.loads(layout.blob(layer.digest).read_bytes())
-            return record, layer.digest
-    raise VerificationError(f"{index.digest} has no record", where=str(layout.path))
-
-
-def describe(registry: Registry, layout: Layout, index: Descriptor, record: JSON, record_digest: str) -> None:
-    """Put bill of materials, provenance and verdict beside the image as referrers, unsigned and readable by anybody: `release sign` puts the
-    signed forms beside them.
+def describe(registry: Registry, image: Descriptor | None, said: dict[str, JSON]) -> None:
+    """Put what is said of an image, by predicate type, beside it as referrers, unsigned and readable by anybody: `release sign` puts the signed
+    forms beside them. Raises VerificationError where there is no image.
     """
-    from release.oci import TITLE, Layout, children, put_artifact
+    from release.oci import TITLE, Layout, put_artifact
     from release.publish.dsse import statement
     from release.publish.provenance import BILL, VERDICT
     from release.publish.provenance import PREDICATE as PROVENANCE
     from release.publish.signature import put
-    from release.signing import predicates_of
 
-    image = next((entry for entry in children(index, layout) if entry.platform.get("os") == "linux"), None)
     if image is None:
-        raise VerificationError(f"{index.digest} has no image", where=str(layout.path))
+        raise VerificationError("the release has no image", where=registry.where)
     with tempfile.TemporaryDirectory(prefix="release-publish-") as scratch:
         beside = Layout.create(Path(scratch))
-        said = predicates_of(record, record_digest)
         bill = beside.put_json(CYCLONEDX, said[BILL], {TITLE: "sbom.cdx.json"})
         made = [put_artifact(beside, CYCLONEDX, [bill], subject=image)]
         for kind, name in ((PROVENANCE, "provenance.intoto.json"), (VERDICT, "verdict.intoto.json")):
             layer = beside.put(IN_TOTO, statement(image.digest, kind, said[kind]), {TITLE: name})
             made.append(put_artifact(beside, IN_TOTO, [layer], subject=image, annotations={PREDICATE: kind}))
-        for each in made:
-            put(registry, beside, image.digest, each)
+        put(registry, beside, image.digest, *made)
