@@ -14,37 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from distribution import Answer, Distribution, Seen, distribution, manifest
+from distribution import PASSWORD, USER, Answer, Distribution, Seen, distribution
 from hubs import TOKEN, HuggingFaceHub, running
+from laid import whole
 from records import record
 
-from release.oci import (
-    IMAGE_CONFIG,
-    IMAGE_INDEX,
-    IMAGE_MANIFEST,
-    LAYER_GZIP,
-    NOWHERE,
-    TITLE,
-    Descriptor,
-    Layout,
-    put_artifact,
-    sha256,
-)
-from release.publish.artifact import RECORD_TYPE
+from release.oci import sha256
 from release.publish.card import render_card
-from release.publish.reference import Reference
-from release.publish.registry import push
 
 pytestmark = pytest.mark.integration
 
 CANARY = TOKEN
+SECRETS = (CANARY, PASSWORD)
+CELL = ("--chip", "cpu", "--model", "tiny-qwq")
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Distribution, Path]]:
     """A real registry that wants a login, and its folder."""
     folder = tmp_path_factory.mktemp("canary-registry")
-    with distribution(folder) as running_registry:
+    with distribution(folder, login=True) as running_registry:
         yield running_registry, folder
 
 
@@ -76,8 +65,8 @@ def unpacked(data: bytes) -> Iterator[bytes]:
 
 
 def found_in(where: Path) -> list[str]:
-    """Return the files under a folder in which the canary stands, however it is spelt."""
-    signs = spellings(CANARY)
+    """Return the files under a folder in which a secret stands, however it is spelt."""
+    signs = set().union(*map(spellings, SECRETS))
     return [
         str(path.relative_to(where))
         for path in sorted(where.rglob("*"))
@@ -98,20 +87,6 @@ def released(folder: Path) -> Path:
     return folder
 
 
-def laid_out(folder: Path, made: bytes) -> tuple[Layout, Descriptor]:
-    """Lay a release out as `build` does, in small."""
-    layout = Layout.create(folder)
-    layer = layout.put(LAYER_GZIP, gzip.compress(b"a layer", mtime=0))
-    rootfs = {"type": "layers", "diff_ids": [sha256(b"a layer")]}
-    config = layout.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
-    image = layout.put_json(IMAGE_MANIFEST, manifest(config, layer))
-    part = put_artifact(layout, RECORD_TYPE, [layout.put("application/json", made, {TITLE: "release.json"})], subject=image)
-    platform = {"os": "linux", "architecture": "amd64"}
-    entries = [{**image.to_json(), "platform": platform}, {**part.to_json(), "platform": NOWHERE}]
-    index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": entries, "annotations": {"org.release.cell": "a/b@bf16"}}
-    return layout, layout.put_json(IMAGE_INDEX, index)
-
-
 @pytest.fixture
 def secrets(tmp_path: Path) -> dict[str, str]:
     """Put the canary wherever secrets lie: three variables, docker's login and ~/.netrc; return the environment."""
@@ -122,6 +97,8 @@ def secrets(tmp_path: Path) -> dict[str, str]:
     (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {CANARY}\n")
     (home / ".netrc").chmod(0o600)
     named = dict.fromkeys(("HF_TOKEN", "MODELSCOPE_API_TOKEN", "MY_OWN_SECRET", "RELEASE_KEY_PASSPHRASE"), CANARY)
+    (tmp_path / "tmp").mkdir()
+    named["TMPDIR"] = str(tmp_path / "tmp")
     return {**os.environ, "HOME": str(home), "DOCKER_CONFIG": str(home / ".docker"), "HF_HUB_DISABLE_XET": "1", **named}
 
 
@@ -131,23 +108,31 @@ def test_a_secret_is_found_nowhere_in_what_was_signed_attested_published_and_log
     registry, folder = here
     logs = tmp_path / "logs"
     logs.mkdir()
-    login = json.loads(Path(secrets["DOCKER_CONFIG"], "config.json").read_text())
-    login["auths"] = {registry.host: login["auths"].pop("127.0.0.1")}
-    Path(secrets["DOCKER_CONFIG"], "config.json").write_text(json.dumps(login))
 
-    def run(*words: str, status: int = 0) -> None:
+    def login(password: str) -> None:
+        known = {"auth": base64.b64encode(f"{USER}:{password}".encode()).decode()}
+        Path(secrets["DOCKER_CONFIG"], "config.json").write_text(json.dumps({"auths": {registry.host: known}}))
+
+    def run(*words: str, status: int = 0) -> str:
         argv = [sys.executable, "-m", "release", "--traceback", *words]
         done = subprocess.run(argv, cwd=tmp_path, env=secrets, capture_output=True, timeout=120, check=False)
-        (logs / "-".join(words[:2]).replace("/", "+")).write_bytes(done.stdout + done.stderr)
+        (logs / f"{len(list(logs.iterdir()))}-{words[0]}").write_bytes(done.stdout + done.stderr)
         assert done.returncode == status, done.stderr.decode()
+        return done.stderr.decode()
 
     it = released(tmp_path / "it")
-    layout, index = laid_out(tmp_path / "layout", (it / "release.json").read_bytes())
-    where: Reference = registry.fresh("bf16")
-    push(layout, index, where)
+    name = registry.fresh().name
+    where = f"{registry.host}/{name}/cpu/tiny-qwq:bf16"
+    whole(tmp_path / "dist" / "cpu" / "tiny-qwq", record(cell="cpu/tiny-qwq@bf16"))
     run("keys", "new", "key")
-    run("sign", str(where), "--key", "key")
-    run("verify", str(where), "--key", "key.pub")
+    login(CANARY)
+    assert "does not accept the login" in run("publish", *CELL, "--to", f"{registry.host}/{name}", "--key", "key", status=3)
+    login(PASSWORD)
+    run("publish", *CELL, "--to", f"{registry.host}/{name}", "--key", "key")
+    run("verify", where, "--key", "key.pub")
+    run("bundle", "export", where, "bundle")
+    run("pull", where, "--key", "key.pub", "--into", "pulled/registry", "--no-image")
+    run("pull", "bundle", "--key", "key.pub", "--into", "pulled/bundle", "--no-image")
     with running(HuggingFaceHub()) as hub:
         secrets["HF_ENDPOINT"] = hub.server.url
         run("hub", "push", "it", "--to", "hf:team/", "--weights", "--public")
@@ -164,8 +149,10 @@ def test_a_secret_is_found_nowhere_in_what_was_signed_attested_published_and_log
             (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "hub" / name).write_bytes(data)
     assert len(list((folder / "data").rglob("data"))) > 10, "the registry keeps its blobs elsewhere"
-    for place in (folder, tmp_path / "layout", it, logs, sent, tmp_path / "hub"):
+    here_too = [tmp_path / place for place in ("dist", "bundle", "pulled", "store", "hub")]
+    for place in (folder, *here_too, it, logs, sent):
         assert any(place.rglob("*")) and found_in(place) == []
+    assert found_in(tmp_path / "tmp") == []
     assert CANARY.encode() not in (tmp_path / "key").read_bytes() + (tmp_path / "key.pub").read_bytes()
 
 
