@@ -213,21 +213,22 @@ def build_all(
     kept = night.sift(cells, until)
     tasks = house.graph_of(kept, until)
     wanted = ends(tasks, kept, until)
-    looked_at = missing(tasks, wanted, house.store)
-    progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
-    own = session or Session(house.engine_kind, hosts=house.hosts())
-    journal = Journal.begin(house.store, cells, until)
-    ledger = carry(
-        house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks), runner=runner
-    )
-    if not keep_going:  # what was left alone stands on the first failure, in a way
-        first = next(iter(ledger.failed), None)
-        left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}
-        ledger.unreached = {**dict.fromkeys(left, str(first)), **ledger.unreached}
-    for cell in cells:
-        if cell in kept:
-            night.fates[cell] = night.judge(cell, tasks, ledger, until)
-        journal.note(night.told(cell))
+    with house.store.in_use():  # until all is laid out: nobody clears up what was found or made
+        looked_at = missing(tasks, wanted, house.store)
+        progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
+        own = session or Session(house.engine_kind, hosts=house.hosts())
+        journal = Journal.begin(house.store, cells, until)
+        ledger = carry(
+            house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks), runner=runner
+        )
+        if not keep_going:  # what was left alone stands on the first failure, in a way
+            first = next(iter(ledger.failed), None)
+            left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}
+            ledger.unreached = {**dict.fromkeys(left, str(first)), **ledger.unreached}
+        for cell in cells:
+            if cell in kept:
+                night.fates[cell] = night.judge(cell, tasks, ledger, until)
+            journal.note(night.told(cell))
     fates = tuple(night.fates[cell] for cell in cells)
     asked = sum(1 for owner, _ in tasks.of if owner in kept)
     journal.end(time.monotonic() - began)

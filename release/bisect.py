@@ -178,20 +178,23 @@ class _Trial:
             return frozenset({"plan"})
         key = tasks.of[self.cell, "card"]
         here = House(matrix, self.house.store, self.house.engine_kind)
-        ledger = carry(here, tasks, [key], progress_for(sys.stderr), Limits(), self.session(), note=False)
-        self.ran = tuple(ledger.ran)
-        for failed, failure in ledger.failed.items():
-            stage = tasks.tasks[failed].stage.name
-            message = failure.message if isinstance(failure, ReleaseError) else f"{type(failure).__name__}: {failure}"
-            detail = failure.next_step if isinstance(failure, ReleaseError) else ""
-            self.why = f"{stage}: {message}"
-            told = {"stage": stage, "reason": message, "detail": detail, "error": type(failure).__name__}
-            self.elsewhere = next((self.why for found in failures_of(told) if found.kind == "infrastructure"), "")
-            return frozenset({f"stage {stage}"})
-        record: JSON = json.loads((self.house.store.get(key) / "release.json").read_bytes())
-        return (
-            frozenset() if suffices(record, self.least) else frozenset(_verdicts(record, self.least)) or frozenset({"no verdict"})
-        )
+        with here.store.in_use():
+            ledger = carry(here, tasks, [key], progress_for(sys.stderr), Limits(), self.session(), note=False)
+            self.ran = tuple(ledger.ran)
+            for failed, failure in ledger.failed.items():
+                stage = tasks.tasks[failed].stage.name
+                message = failure.message if isinstance(failure, ReleaseError) else f"{type(failure).__name__}: {failure}"
+                detail = failure.next_step if isinstance(failure, ReleaseError) else ""
+                self.why = f"{stage}: {message}"
+                told = {"stage": stage, "reason": message, "detail": detail, "error": type(failure).__name__}
+                self.elsewhere = next((self.why for found in failures_of(told) if found.kind == "infrastructure"), "")
+                return frozenset({f"stage {stage}"})
+            record: JSON = json.loads((self.house.store.get(key) / "release.json").read_bytes())
+            return (
+                frozenset()
+                if suffices(record, self.least)
+                else frozenset(_verdicts(record, self.least)) or frozenset({"no verdict"})
+            )
 
     def _plan(self, chosen: frozenset[Pin]) -> tuple[Plan, Matrix]:
         """Return the cell's plan with a mixture of pins, and a matrix that has the wheels' file for it."""

@@ -91,13 +91,14 @@ def build(
         house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline, hosts=house.hosts()
     )
     limits = here(house, jobs)
-    ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session, runner=runner)
-    for failure in ledger.failed.values():
-        raise failure
-    ran = tuple(ledger.ran)
-    if (cell, "publish") not in tasks.of:
-        return Outcome(cell, None, None, ran, time.monotonic() - began)
-    folder = deliver(house, tasks, cell, dist)
+    with house.store.in_use():  # until it is laid out: nobody clears up what was found or made
+        ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session, runner=runner)
+        for failure in ledger.failed.values():
+            raise failure
+        ran = tuple(ledger.ran)
+        if (cell, "publish") not in tasks.of:
+            return Outcome(cell, None, None, ran, time.monotonic() - began)
+        folder = deliver(house, tasks, cell, dist)
     record = json.loads((folder / "release.json").read_bytes())
     pushed = push_release(house, folder, target) if target and suffices(record, least) else None
     return Outcome(cell, folder, record, ran, time.monotonic() - began, pushed)
@@ -166,23 +167,24 @@ def unpatch_cell(
         )
     if taken := [name for name in names if into is not None and os.path.lexists(into / name)]:
         raise UsageError(f"{into}/{taken[0]} is there already", next_step="give another folder with --into")
-    build(house, cell, until="unpatch", patch_key=key, offline=offline)
-    output = house.store.get(house.graph(cell, "unpatch").of[cell, "unpatch"])
-    found: list[JSON] = json.loads((output / "git.json").read_bytes())
-    changed = [patch["path"] for source in found for patch in source["patches"] if patch["how"] != "exact"]
-    if changed and not fix:
-        raise PatchError(
-            f"{changed[0]} applies only after its whitespace is changed",
-            where=cell,
-            next_step="ask the vendor for a patch that fits, or leave out --no-whitespace-fix: the tree is not the vendor's own then",
-        )
-    for source in found:
-        lies = output / "sources" / source["name"]
-        if into is not None:
-            target = (into / source["name"]).absolute()
-            _copy_tree(lies, target)
-            lies = target
-        source["folder"] = str(lies)
+    with house.store.in_use():
+        build(house, cell, until="unpatch", patch_key=key, offline=offline)
+        output = house.store.get(house.graph(cell, "unpatch").of[cell, "unpatch"])
+        found: list[JSON] = json.loads((output / "git.json").read_bytes())
+        changed = [patch["path"] for source in found for patch in source["patches"] if patch["how"] != "exact"]
+        if changed and not fix:
+            raise PatchError(
+                f"{changed[0]} applies only after its whitespace is changed",
+                where=cell,
+                next_step="ask the vendor for a patch that fits, or leave out --no-whitespace-fix: the tree is not the vendor's own then",
+            )
+        for source in found:
+            lies = output / "sources" / source["name"]
+            if into is not None:
+                target = (into / source["name"]).absolute()
+                _copy_tree(lies, target)
+                lies = target
+            source["folder"] = str(lies)
     return found
 
 
@@ -207,7 +209,7 @@ def import_base(house: House, archive: Path) -> JSON:
     try:
         line = progress.line(archive.name, "base")
         line.start()
-        with tempfile.TemporaryDirectory(prefix="base-", dir=house.store.scratch()) as scratch:
+        with house.store.in_use(), tempfile.TemporaryDirectory(prefix="base-", dir=house.store.scratch()) as scratch:
             facts = import_base(archive, Path(scratch), line)
             key = facts["digest"].removeprefix("sha256:")
             if not house.store.has(key):

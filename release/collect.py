@@ -31,6 +31,8 @@ class Collected:
 def collect(house: House, days: int, *, dry_run: bool = False) -> Collected:
     """Remove from the store what is older than `days` and of no use to any cell: neither its present plan nor its last build names it.
 
+    What was laid out (under dist), pulled or exported needs nothing of the store, and stays whole: its files are copies, or links of their own,
+    whose bytes are not counted here. A build's entries are not touched from before it looks for them until its release is laid out.
     Raises StoreError where a build works in the store: what it needs may be what another matrix knows.
     """
     store, before = house.store, time.time() - days * DAY
@@ -57,13 +59,17 @@ def collect(house: House, days: int, *, dry_run: bool = False) -> Collected:
 
 
 def _needed(house: House) -> Iterator[str]:
-    """Yield the keys that plans and last builds name. A cell that is refused has no plan."""
+    """Yield the keys that plans and last builds name, of imported bases too. A cell that is refused has no plan."""
     for cell, _ in house.matrix.cells():
         yield from house.history(cell).values()
         try:
-            yield from house.graph(cell, None).tasks
+            tasks = house.graph(cell, None).tasks
         except (MatrixError, UsageError):
             continue
+        yield from tasks
+        for task in tasks.values():
+            if task.stage.name == "base" and (image := task.reads["base"].get("image")):
+                yield str(image).rpartition("@sha256:")[2]
 
 
 def _names(entry: Path) -> list[int]:

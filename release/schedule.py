@@ -94,13 +94,13 @@ def carry_out(
     What failed because its host is at fault goes to another one, at most `MOVES` times: nothing more is started on a host at fault.
     Ctrl-C is raised at once: what runs is then for `Session.abandon` to end.
     """
-    keys = missing(graph, wanted, work.store)
-    if not keys:
-        return Ledger()
-    schedule, ledger = _Schedule(graph, keys, limits, seconds), Ledger()
-    running: dict[Future[bool], Task] = {}
-    stopping: dict[Future[None], str] = {}
-    with work.store.in_use():
+    with work.store.in_use():  # before looking: what is there stays until all of it is done
+        keys = missing(graph, wanted, work.store)
+        if not keys:
+            return Ledger()
+        schedule, ledger = _Schedule(graph, keys, limits, seconds), Ledger()
+        running: dict[Future[bool], Task] = {}
+        stopping: dict[Future[None], str] = {}
         pool = ThreadPoolExecutor(limits.jobs + 1)
         while True:
             if keep_going or not ledger.failed:

@@ -190,10 +190,11 @@ def _run(house: House, control: Control, session: Session | None) -> Control:
     try:
         tasks = graph(stages, house.plans([control.cell]), house.matrix, [control.cell], AGAIN[-1])
         key = tasks.of[control.cell, AGAIN[-1]]
-        ledger = carry(house, tasks, [key], progress_for(sys.stderr), here(house, None), own, note=False)
-        for failure in ledger.failed.values():
-            raise failure
-        verdicts = json.loads((house.store.get(key) / "conformance.json").read_bytes())
+        with house.store.in_use():
+            ledger = carry(house, tasks, [key], progress_for(sys.stderr), here(house, None), own, note=False)
+            for failure in ledger.failed.values():
+                raise failure
+            verdicts = json.loads((house.store.get(key) / "conformance.json").read_bytes())
     except ReleaseError as problem:
         return replace(control, state=BROKEN, reason=str(problem))
     failed = [str(verdict["name"]) for verdict in verdicts if verdict["status"] == "FAILED"]

@@ -54,8 +54,8 @@ def laid_out(folder: Path, made: JSON, *, content: bytes = b"\0") -> Built:
     return Built(folder / "bf16", folder / "pushed.json")
 
 
-def whole(folder: Path, made: JSON) -> Built:
-    """Lay out a release that can be pulled and unpacked: its image is always the same, its weights are those that the record says."""
+def whole(folder: Path, made: JSON, *, size: int = 0) -> Built:
+    """Lay out a release that can be pulled and unpacked: its image is always the same, its weights are the cell's, of at least `size` bytes."""
     inputs = {name: folder / "stages" / name for name in ("image", "weights", "card")}
     image = Layout.create(inputs["image"] / "layout")
     layer = image.put(LAYER_TAR, b"\0" * 1000)
@@ -63,12 +63,13 @@ def whole(folder: Path, made: JSON) -> Built:
     config = image.put_json(IMAGE_CONFIG, {"architecture": "amd64", "os": "linux", "rootfs": rootfs})
     linux = replace(image.put_json(IMAGE_MANIFEST, manifest(config, layer)), platform={"os": "linux", "architecture": "amd64"})
     image.set_index([linux.named("image")])
-    data = f"the weights of {made['cell']}".encode()
+    data = f"the weights of {made['cell']}".encode().ljust(size, b"\0")
     made["image"].update(manifest=linux.to_json(), config=config.digest)
     made["weights"]["files"] = {"model.safetensors": {"sha256": sha256(data), "bytes": len(data)}}
     made["evidence"], made["pictures"] = [], []
     (inputs["weights"] / "model").mkdir(parents=True)
     (inputs["weights"] / "model" / "model.safetensors").write_bytes(data)
+    (inputs["weights"] / "model" / "model.safetensors").chmod(0o444)
     inputs["card"].mkdir()
     (inputs["card"] / "release.json").write_bytes(canonical(made))
     for name in CARDS.values():
