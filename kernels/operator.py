@@ -27,8 +27,9 @@ class Facts:
 
     `heads`, `kv_heads` and `head_dim` are the attention's; with latent attention (`kv_lora_rank` > 0) `qk_nope_head_dim`, `qk_rope_head_dim`
     and `v_head_dim` hold instead of `head_dim`. `rope` says which dimensions turn together: NeoX's halves or neighbours (`interleaved`).
-    `intermediate` is the dense feed-forward's, `expert_intermediate` one expert's. `groups` and `top_groups` are of the router's grouped
-    choice (DeepSeek-V3). `block` is the side of an FP8 block of the weights.
+    `intermediate` is the dense feed-forward's, `expert_intermediate` one expert's. `scoring` makes the router's logits scores, it chooses
+    in the `top_groups` best of its `groups`, and the weights are multiplied by `scaling` (DeepSeek-V3). `block` is the side of an FP8 block
+    of the weights.
     """
 
     model: str
@@ -52,6 +53,8 @@ class Facts:
     experts_per_token: int = 0
     shared_experts: int = 0
     expert_intermediate: int = 0
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scaling: float = 1.0
     groups: int = 0
     top_groups: int = 0
     block: int = 0

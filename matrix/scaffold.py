@@ -81,6 +81,7 @@ def architecture(config: dict[str, Any], file: Path) -> dict[str, Any]:
             "shared-experts": config.get("n_shared_experts") or 0,
             "dense-layers": config.get("first_k_dense_replace") or 0,
             "router-bias": config.get("topk_method") == "noaux_tc",
+            **_routing(config),
         }
     if config.get("kv_lora_rank"):
         names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -89,3 +90,12 @@ def architecture(config: dict[str, Any], file: Path) -> dict[str, Any]:
     if config.get("num_nextn_predict_layers"):
         facts["nextn-layers"] = config["num_nextn_predict_layers"]
     return facts
+
+
+def _routing(config: dict[str, Any]) -> dict[str, Any]:
+    """Return how a router chooses, where config.json says so; what it does not say is the type's own default."""
+    told = {"scoring": config.get("scoring_func"), "scaling": config.get("routed_scaling_factor")}
+    groups, kept = config.get("n_group") or 0, config.get("topk_group") or 0
+    if groups > 1:  # one group is none
+        told |= {"groups": groups, "groups-per-token": kept}
+    return {name: value for name, value in told.items() if value is not None}

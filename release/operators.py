@@ -26,14 +26,11 @@ ALIAS: Final = "release_kernels"
 DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 STRICTEST: Final = "float32"
 """Always checked, whatever the chip computes in: its narrow tolerance finds the most."""
-ROUTER: Final = {"deepseek-v3": (8, 4)}
-"""Groups of experts and how many of them a token may use, by family (config.json of DeepSeek-V3: n_group, topk_group)."""
 
 
 def facts_of(model: Model) -> Facts:
     """Return what the kernels need to know of a model. Latent attention turns neighbouring dimensions, all else halves."""
     shape, moe, mla = model.architecture, model.architecture.moe, model.architecture.mla
-    groups, top = ROUTER.get(model.family, (0, 0)) if moe else (0, 0)
     return Facts(
         model=model.id,
         layers=shape.layers,
@@ -52,8 +49,10 @@ def facts_of(model: Model) -> Facts:
         experts_per_token=moe.experts_per_token if moe else 0,
         shared_experts=moe.shared_experts if moe else 0,
         expert_intermediate=moe.intermediate if moe else 0,
-        groups=groups,
-        top_groups=top,
+        scoring=moe.scoring if moe else "softmax",
+        scaling=moe.scaling if moe else 1.0,
+        groups=moe.groups if moe else 0,
+        top_groups=moe.groups_per_token if moe else 0,
         block=model.checkpoint.block or 0,
     )
 

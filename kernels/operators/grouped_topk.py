@@ -150,7 +150,13 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
         if not near.any():
             break
         logits[near] = torch.randn(int(near.sum()), experts, generator=generator, device=device).to(dtype)
-    rest = {"groups": groups, "kept": sizes["kept"], "best": sizes["best"], "renormalise": True, "factor": 2.5}
+    rest = {
+        "groups": groups,
+        "kept": sizes["kept"],
+        "best": sizes["best"],
+        "renormalise": True,
+        "factor": sizes.get("thousandths", 2500) / 1000,
+    }
     return {"logits": logits, "correction": correction, **rest}
 
 
@@ -174,12 +180,11 @@ def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Gener
 
 
 def shapes(facts: Facts) -> list[Sizes]:
-    """Return the router's sizes. Groups have two experts at least: where a family's groups are too many for a small model, fewer."""
-    if not facts.groups or not facts.experts:
+    """Return the router's sizes, where its scores are sigmoids; a model without groups has one. The factor is in thousandths."""
+    if not facts.experts or facts.scoring != "sigmoid":
         return []
-    groups = min(facts.groups, facts.experts // 2)
-    kept = max(1, facts.top_groups * groups // facts.groups)
-    rest = {"experts": facts.experts, "groups": groups, "kept": kept, "best": facts.experts_per_token}
+    groups = {"groups": facts.groups or 1, "kept": facts.top_groups or 1, "thousandths": round(facts.scaling * 1000)}
+    rest = {"experts": facts.experts, **groups, "best": facts.experts_per_token}
     return [{"rows": rows, **rest} for rows in TOKENS]
 
 

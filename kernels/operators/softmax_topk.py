@@ -110,8 +110,8 @@ def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Gener
 
 
 def shapes(facts: Facts) -> list[Sizes]:
-    """Return the router's sizes, where it does not choose by groups."""
-    if not facts.experts or facts.groups:
+    """Return the router's sizes, where its scores are a softmax and it does not choose by groups."""
+    if not facts.experts or facts.groups or facts.scoring != "softmax":
         return []
     return [{"rows": rows, "experts": facts.experts, "best": facts.experts_per_token} for rows in TOKENS]
 

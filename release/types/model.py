@@ -14,7 +14,9 @@ class Experts(Frozen):
     """A mixture of experts: in every layer but the first `dense-layers`, each token goes to `experts-per-token` of `experts`.
 
     `intermediate` is one expert's; the shared experts are one feed-forward of `shared-experts` times that. `router-bias`: the router has
-    DeepSeek-V3's `e_score_correction_bias`.
+    DeepSeek-V3's `e_score_correction_bias`. `scoring` makes the router's logits scores (`scoring_func`), and the weights of the chosen
+    experts are those times `scaling` (`routed_scaling_factor`). `groups` (`n_group`) and `groups-per-token` (`topk_group`): a token's experts
+    are all of its best groups; 0 where it chooses among all of them.
     """
 
     experts: int = Field(gt=0)
@@ -23,6 +25,26 @@ class Experts(Frozen):
     shared_experts: int = Field(default=0, ge=0)
     dense_layers: int = Field(default=0, ge=0)
     router_bias: bool = False
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scaling: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    groups: int = Field(default=0, ge=0)
+    groups_per_token: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Experts:
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"a token cannot go to {self.experts_per_token} of {self.experts} experts")
+        if bool(self.groups) != bool(self.groups_per_token):
+            raise ValueError("give both of 'groups' and 'groups-per-token', or neither")
+        if self.groups and (self.experts % self.groups or self.experts < 2 * self.groups):
+            raise ValueError(f"{self.experts} experts make no {self.groups} groups of one size, each of two at least")
+        if self.groups_per_token > self.groups:
+            raise ValueError(f"a token cannot use {self.groups_per_token} of {self.groups} groups")
+        if self.groups and self.experts_per_token > (most := self.experts // self.groups * self.groups_per_token):
+            raise ValueError(
+                f"a token cannot go to {self.experts_per_token} experts: its {self.groups_per_token} groups have {most}"
+            )
+        return self
 
 
 class LatentAttention(Frozen):

@@ -147,6 +147,8 @@ def test_the_facts_of_a_model_of_ours_are_those_of_its_config(name: str) -> None
             "first_k_dense_replace": a.moe.dense_layers,
             "topk_method": "noaux_tc" if a.moe.router_bias else None,  # vLLM reads the bias only under this name
             "num_nextn_predict_layers": a.nextn_layers,
+            **{"n_group": a.moe.groups, "topk_group": a.moe.groups_per_token},
+            **{"scoring_func": a.moe.scoring, "routed_scaling_factor": a.moe.scaling},
         }
     if a.mla:
         wanted |= {

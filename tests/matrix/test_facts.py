@@ -70,6 +70,30 @@ def test_a_fact_of_a_model_that_is_none_is_told_with_its_key(old: str, new: str,
     assert wanted in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ("experts-per-token: 9", "a token cannot go to 9 of 8 experts"),
+        ("experts-per-token: 2, groups: 4", "give both of 'groups' and 'groups-per-token', or neither"),
+        ("experts-per-token: 2, groups-per-token: 4", "give both of 'groups' and 'groups-per-token', or neither"),
+        ("experts-per-token: 2, groups: 3, groups-per-token: 1", "8 experts make no 3 groups of one size"),
+        ("experts-per-token: 2, groups: 8, groups-per-token: 2", "8 experts make no 8 groups of one size, each of two"),
+        ("experts-per-token: 2, groups: 4, groups-per-token: 5", "a token cannot use 5 of 4 groups"),
+        ("experts-per-token: 3, groups: 4, groups-per-token: 1", "a token cannot go to 3 experts: its 1 groups have 2"),
+        ("experts-per-token: 2, scaling: 0", "scaling"),
+        ("experts-per-token: 2, scaling: .inf", "scaling"),
+        ("experts-per-token: 2, scoring: relu", "scoring"),
+        ("experts-per-token: 2, group: 4", "groups"),
+    ],
+)
+def test_a_router_that_no_model_can_have_is_refused_with_file_and_line(more: str, wanted: str, tmp_path: Path) -> None:
+    text = MODEL.replace("  context: 64\n", f"  context: 64\n  moe: {{experts: 8, intermediate: 8, {more}}}\n")
+    with pytest.raises(MatrixError) as caught:
+        Matrix((write(tmp_path, {"models/pebble-7b.yaml": text}),)).model("pebble-7b")
+    assert wanted in str(caught.value)
+    assert "pebble-7b.yaml:19" in str(caught.value)
+
+
 @pytest.mark.parametrize("sizes", ["[0]", "[-1]", "[8, 0]"])
 def test_a_world_size_of_no_devices_is_refused(sizes: str, tmp_path: Path) -> None:
     text = CELL.replace("serve:\n", f"world-sizes: {sizes}\nserve:\n", 1)

@@ -54,6 +54,7 @@ def test_a_mixture_of_experts_with_latent_attention_is_read(tmp_path: Path) -> N
         "n_shared_experts": 1,
         "first_k_dense_replace": 3,
         "topk_method": "noaux_tc",
+        **{"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid"},
         "q_lora_rank": 1536,
         "kv_lora_rank": 512,
         "qk_nope_head_dim": 128,
@@ -66,6 +67,7 @@ def test_a_mixture_of_experts_with_latent_attention_is_read(tmp_path: Path) -> N
     made = Architecture.model_validate(found["architecture"])
     assert found["precision"] == "fp8"
     assert made.moe is not None and (made.moe.experts, made.moe.dense_layers, made.moe.router_bias) == (256, 3, True)
+    assert (made.moe.scoring, made.moe.scaling, made.moe.groups, made.moe.groups_per_token) == ("sigmoid", 2.5, 8, 4)
     assert made.mla is not None and (made.mla.q_lora_rank, made.mla.kv_lora_rank, made.head_dim) == (1536, 512, 192)
     assert (made.qkv_bias, made.nextn_layers) == (False, 1)
 

@@ -129,7 +129,8 @@ def test_deepseek_r1_is_in_fp8_blocks_with_latent_attention_and_a_layer_for_mult
     a = model.architecture
     assert (model.precision, model.checkpoint.block, a.nextn_layers, a.intermediate) == ("fp8", 128, 1, 18432)
     assert a.moe == Experts(
-        experts=256, experts_per_token=8, intermediate=2048, shared_experts=1, dense_layers=3, router_bias=True
+        **{"experts": 256, "experts_per_token": 8, "intermediate": 2048, "shared_experts": 1, "dense_layers": 3},
+        **{"router_bias": True, "scoring": "sigmoid", "scaling": 2.5, "groups": 8, "groups_per_token": 4},
     )
     assert a.mla == LatentAttention(q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
 

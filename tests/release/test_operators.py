@@ -133,8 +133,24 @@ def test_the_facts_of_a_model_are_those_of_its_config() -> None:
     facts = facts_of(Matrix().model("deepseek-r1"))
     assert (facts.kv_lora_rank, facts.qk_rope_head_dim, facts.rope, facts.block) == (512, 64, "interleaved", 128)
     assert (facts.experts, facts.experts_per_token, facts.groups, facts.top_groups) == (256, 8, 8, 4)
+    facts = facts_of(Matrix().model("tiny-r1"))
+    assert (facts.experts, facts.groups, facts.top_groups, facts.scoring, facts.scaling) == (8, 4, 2, "sigmoid", 2.5)
+    facts = facts_of(Matrix().model("qwen3-30b-a3b"))
+    assert (facts.experts, facts.groups, facts.top_groups, facts.scoring, facts.scaling) == (128, 0, 0, "softmax", 1.0)
     facts = facts_of(TINY)
     assert (facts.experts, facts.kv_lora_rank, facts.rope, facts.groups) == (0, 0, "halves", 0)
+
+
+def test_a_router_is_checked_with_the_groups_and_the_factor_of_its_model() -> None:
+    pytest.importorskip("triton")
+    from release.kernels.operators import OPERATORS
+
+    sizes = OPERATORS["grouped-topk"].shapes(facts_of(Matrix().model("tiny-r1")))
+    assert {(each["experts"], each["groups"], each["kept"], each["best"], each["thousandths"]) for each in sizes} == {
+        (8, 4, 2, 2, 2500)
+    }
+    assert OPERATORS["softmax-topk"].shapes(facts_of(Matrix().model("tiny-r1"))) == []
+    assert OPERATORS["grouped-topk"].shapes(facts_of(Matrix().model("qwen3-30b-a3b"))) == []
 
 
 @pytest.mark.parametrize("model", Matrix().models())
