@@ -16,7 +16,7 @@ from . import rms_norm
 
 
 @triton.jit
-def add_rms_norm_kernel(
+def release_add_rms_norm_kernel(
     x,
     residual,
     weight,
@@ -70,7 +70,7 @@ def launch(
     flat = rows_of(out, "out")
     tile, columns = tile_of(rows.shape[1], cut)
     if x.numel():
-        add_rms_norm_kernel[(triton.cdiv(rows.shape[0], tile),)](
+        release_add_rms_norm_kernel[(triton.cdiv(rows.shape[0], tile),)](
             *(rows, stream, weight, flat, rows.stride(0), stream.stride(0), flat.stride(0), *rows.shape, epsilon),
             WHOLE=columns >= rows.shape[1],
             ROWS=tile,

@@ -21,7 +21,7 @@ from ..tiles import launched
 
 
 @triton.jit
-def count_kernel(chosen, counts, pairs, count, CHUNK: tl.constexpr, BINS: tl.constexpr):
+def release_count_kernel(chosen, counts, pairs, count, CHUNK: tl.constexpr, BINS: tl.constexpr):
     """Count the pairs of each expert in one chunk."""
     pair = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     expert = tl.load(chosen + pair, mask=pair < pairs, other=0).to(tl.int32)
@@ -32,7 +32,7 @@ def count_kernel(chosen, counts, pairs, count, CHUNK: tl.constexpr, BINS: tl.con
 
 
 @triton.jit
-def place_kernel(counts, starts, used, chunks, count, SIZE: tl.constexpr, BINS: tl.constexpr):
+def release_place_kernel(counts, starts, used, chunks, count, SIZE: tl.constexpr, BINS: tl.constexpr):
     """Turn each chunk's counts into the place where its first pair of each expert goes; one program."""
     bins = tl.arange(0, BINS)
     real = bins <= count
@@ -53,7 +53,7 @@ def place_kernel(counts, starts, used, chunks, count, SIZE: tl.constexpr, BINS: 
 
 
 @triton.jit
-def order_kernel(chosen, counts, order, pairs, count, CHUNK: tl.constexpr):
+def release_order_kernel(chosen, counts, order, pairs, count, CHUNK: tl.constexpr):
     """Put the pairs of one chunk where they belong."""
     lane = tl.arange(0, CHUNK)
     pair = tl.program_id(0) * CHUNK + lane
@@ -66,7 +66,7 @@ def order_kernel(chosen, counts, order, pairs, count, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def own_kernel(starts, owners, count, SIZE: tl.constexpr):
+def release_own_kernel(starts, owners, count, SIZE: tl.constexpr):
     """Name the expert of each of its blocks."""
     expert = tl.program_id(0)
     first = tl.load(starts + expert) // SIZE
@@ -95,10 +95,10 @@ def launch(
         chunks = triton.cdiv(pairs, chunk)
         counts = torch.empty(chunks * (experts + 1), dtype=torch.int32, device=device)
         starts = torch.empty(experts + 2, dtype=torch.int32, device=device)
-        count_kernel[(chunks,)](chosen, counts, pairs, experts, CHUNK=chunk, BINS=bins, **launched(cut))
-        place_kernel[(1,)](counts, starts, used, chunks, experts, SIZE=size, BINS=bins, **launched(cut))
-        order_kernel[(chunks,)](chosen, counts, order, pairs, experts, CHUNK=chunk, **launched(cut))
-        own_kernel[(experts + 1,)](starts, owners, experts, SIZE=size, **launched(cut))
+        release_count_kernel[(chunks,)](chosen, counts, pairs, experts, CHUNK=chunk, BINS=bins, **launched(cut))
+        release_place_kernel[(1,)](counts, starts, used, chunks, experts, SIZE=size, BINS=bins, **launched(cut))
+        release_order_kernel[(chunks,)](chosen, counts, order, pairs, experts, CHUNK=chunk, **launched(cut))
+        release_own_kernel[(experts + 1,)](starts, owners, experts, SIZE=size, **launched(cut))
     return order, owners, used
 
 

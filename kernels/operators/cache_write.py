@@ -24,7 +24,7 @@ def narrow(x, scale):
 
 
 @triton.jit
-def cache_write_kernel(
+def release_cache_write_kernel(
     key,
     value,
     key_cache,
@@ -94,7 +94,7 @@ def launch(
     cut = configured("cache-write", configuration)
     block = min(cut["channels"], triton.next_power_of_2(heads * size))
     if tokens:
-        cache_write_kernel[(tokens, triton.cdiv(heads * size, block))](
+        release_cache_write_kernel[(tokens, triton.cdiv(heads * size, block))](
             *(key, value, key_cache, value_cache, slots, key_scale, value_scale),
             *(key_cache.shape[0] * key_cache.shape[1], heads, size),
             *(*key.stride()[:2], *value.stride()[:2], *key_cache.stride()[:3]),

@@ -18,7 +18,7 @@ from .matmul import summed
 
 
 @triton.jit
-def expert_matmul_kernel(
+def release_expert_matmul_kernel(
     a,
     w,
     weights,
@@ -94,7 +94,7 @@ def launch(
     out = torch.empty((pairs, columns), dtype=a.dtype, device=a.device)
     if out.numel():
         blocks = len(owners)
-        expert_matmul_kernel[(blocks * triton.cdiv(columns, cut["columns"]),)](
+        release_expert_matmul_kernel[(blocks * triton.cdiv(columns, cut["columns"]),)](
             *(a, w, weights, order, owners, used, out, pairs, columns, depth, blocks, *a.stride(), *w.stride(), out.stride(0)),
             SHARE=share,
             WEIGHTED=weights is not None,

@@ -19,7 +19,7 @@ BLOCK = 128
 
 
 @triton.jit
-def fp8_dequantise_kernel(
+def release_fp8_dequantise_kernel(
     w,
     scale,
     out,
@@ -58,7 +58,7 @@ def launch(w: torch.Tensor, scale: torch.Tensor, *, configuration: Mapping[str, 
     cut = configured("fp8-dequantise", configuration)
     out = torch.empty(w.shape, dtype=torch.bfloat16, device=w.device)
     if out.numel():
-        fp8_dequantise_kernel[(triton.cdiv(w.shape[0], cut["rows"]), triton.cdiv(w.shape[1], cut["columns"]))](
+        release_fp8_dequantise_kernel[(triton.cdiv(w.shape[0], cut["rows"]), triton.cdiv(w.shape[1], cut["columns"]))](
             *(w.view(torch.uint8) if cut["bits"] else w, scale, out, *w.shape, *w.stride(), *scale.stride(), out.stride(0)),
             BLOCK_ROWS=cut["rows"],
             BLOCK_COLUMNS=cut["columns"],

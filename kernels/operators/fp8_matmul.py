@@ -18,7 +18,7 @@ from .fp8_dequantise import reference as dequantised
 
 
 @triton.jit
-def fp8_matmul_kernel(
+def release_fp8_matmul_kernel(
     a,
     a_scale,
     w,
@@ -94,7 +94,7 @@ def launch(
     out = torch.empty((rows, columns), dtype=dtype, device=a.device)
     if out.numel():
         left, right = (x.view(torch.uint8) if cut["bits"] else x for x in (a, w))
-        fp8_matmul_kernel[(triton.cdiv(rows, cut["rows"]) * triton.cdiv(columns, cut["columns"]),)](
+        release_fp8_matmul_kernel[(triton.cdiv(rows, cut["rows"]) * triton.cdiv(columns, cut["columns"]),)](
             *(left, a_scale, right, w_scale, out, rows, columns, depth),
             *(*a.stride(), *a_scale.stride(), *w.stride(), *w_scale.stride(), out.stride(0)),
             BLOCK_ROWS=cut["rows"],

@@ -20,7 +20,7 @@ from ..tiles import launched
 
 
 @triton.jit
-def grouped_topk_kernel(
+def release_grouped_topk_kernel(
     logits,
     correction,
     weights,
@@ -102,7 +102,7 @@ def launch(
     weights = torch.empty((tokens, best), dtype=torch.float32, device=logits.device)
     chosen = torch.empty((tokens, best), dtype=torch.int32, device=logits.device)
     if tokens:
-        grouped_topk_kernel[(tokens,)](
+        release_grouped_topk_kernel[(tokens,)](
             *(logits, correction, weights, chosen, *logits.stride(), weights.stride(0), chosen.stride(0), factor),
             GROUPS=groups,
             SIZE=experts // groups,

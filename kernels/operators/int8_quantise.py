@@ -18,7 +18,7 @@ MOST: Final = 127
 
 
 @triton.jit
-def int8_quantise_kernel(
+def release_int8_quantise_kernel(
     x,
     out,
     scale,
@@ -64,7 +64,7 @@ def launch(x: torch.Tensor, *, name: str, configuration: Mapping[str, int] | Non
     flat, scales = rows_of(out, "out"), rows_of(scale, "scale")
     tile, columns = tile_of(rows.shape[1], cut)
     if x.numel():
-        int8_quantise_kernel[(triton.cdiv(rows.shape[0], tile),)](
+        release_int8_quantise_kernel[(triton.cdiv(rows.shape[0], tile),)](
             *(rows, flat, scales, rows.stride(0), flat.stride(0), scales.stride(0), *rows.shape),
             WHOLE=columns >= rows.shape[1],
             ROWS=tile,

@@ -23,7 +23,7 @@ from .paged_attention import reference as attended
 
 
 @triton.jit
-def latent_attention_kernel(
+def release_latent_attention_kernel(
     query,
     rotated,
     cache,
@@ -100,7 +100,7 @@ def launch(
     cut = configured("latent-attention", configuration)
     out = torch.empty((sequences, heads, latent), dtype=query.dtype, device=query.device)
     if out.numel():
-        latent_attention_kernel[(sequences, triton.cdiv(heads, cut["heads"]))](
+        release_latent_attention_kernel[(sequences, triton.cdiv(heads, cut["heads"]))](
             *(query, rotated, cache, tables, lengths, out, scale, heads, *query.stride()[:2], *rotated.stride()[:2]),
             *(tables.stride(0), *cache.stride()[:2], *out.stride()[:2]),
             LATENT=latent,

@@ -16,7 +16,7 @@ from ..tiles import launched
 
 
 @triton.jit
-def matmul_kernel(
+def release_matmul_kernel(
     a,
     b,
     out,
@@ -63,7 +63,7 @@ def launch(a: torch.Tensor, b: torch.Tensor, *, configuration: Mapping[str, int]
     out = torch.empty((rows, columns), dtype=a.dtype, device=a.device)
     if out.numel():
         grid = (triton.cdiv(rows, cut["rows"]) * triton.cdiv(columns, cut["columns"]),)
-        matmul_kernel[grid](
+        release_matmul_kernel[grid](
             *(a, b, out, rows, columns, depth, *a.stride(), *b.stride(), *out.stride()),
             BLOCK_ROWS=cut["rows"],
             BLOCK_COLUMNS=cut["columns"],

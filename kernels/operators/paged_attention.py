@@ -16,7 +16,7 @@ from ..tiles import launched
 
 
 @triton.jit
-def paged_attention_kernel(
+def release_paged_attention_kernel(
     query,
     key_cache,
     value_cache,
@@ -102,7 +102,7 @@ def launch(
     cut = configured("paged-attention", configuration)
     out = torch.empty((sequences, heads, size), dtype=query.dtype, device=query.device)
     if out.numel():
-        paged_attention_kernel[(sequences, groups)](
+        release_paged_attention_kernel[(sequences, groups)](
             *(query, key_cache, value_cache, tables, lengths, key_scale, value_scale, out, scale),
             *(*query.stride()[:2], tables.stride(0), *key_cache.stride()[:3], *out.stride()[:2]),
             SHARE=heads // groups,

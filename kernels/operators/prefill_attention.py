@@ -28,7 +28,7 @@ def scored(q, k, seen, scale):
 
 # fmt: off
 @triton.jit
-def prefill_attention_kernel(
+def release_prefill_attention_kernel(
     query, key, value, starts, key_cache, value_cache, tables, prefixes, out, scale,
     query_token, query_head, key_token, key_head, value_token, value_head,
     table_row, cache_block, cache_place, cache_head, out_token, out_head,
@@ -112,7 +112,7 @@ def launch(
     cut = configured("prefill-attention", configuration)
     out = torch.empty((tokens, heads, slim), dtype=query.dtype, device=query.device)
     if out.numel():
-        prefill_attention_kernel[(triton.cdiv(longest, cut["queries"]), heads, len(starts) - 1)](
+        release_prefill_attention_kernel[(triton.cdiv(longest, cut["queries"]), heads, len(starts) - 1)](
             *(query, key, value, starts, key_cache, value_cache, tables, prefixes, out, scale),
             *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2]),
             *((0, 0, 0, 0) if tables is None or key_cache is None else (tables.stride(0), *key_cache.stride()[:3])),

@@ -15,7 +15,7 @@ from ..tiles import launched, rows_of, tile_of
 
 
 @triton.jit
-def rms_norm_kernel(
+def release_rms_norm_kernel(
     x, weight, out, x_stride, out_stride, rows, width, epsilon, WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Normalise ROWS rows, COLUMNS elements at a time; WHOLE says that a row fits and is read once."""
@@ -46,7 +46,7 @@ def launch(
     flat = rows_of(out, "out")
     tile, columns = tile_of(rows.shape[1], cut)
     if x.numel():
-        rms_norm_kernel[(triton.cdiv(rows.shape[0], tile),)](
+        release_rms_norm_kernel[(triton.cdiv(rows.shape[0], tile),)](
             *(rows, weight, flat, rows.stride(0), flat.stride(0), *rows.shape, epsilon),
             WHOLE=columns >= rows.shape[1],
             ROWS=tile,

@@ -35,7 +35,7 @@ def turn(x, head, heads, head_stride, cos, sin, pair, half, INTERLEAVED: tl.cons
 
 
 @triton.jit
-def rotary_kernel(
+def release_rotary_kernel(
     positions,
     query,
     key,
@@ -89,7 +89,7 @@ def launch(
     cut = configured("rotary", configuration)
     heads, kv_heads, block = query.shape[1], key.shape[1], cut["heads"]
     if query.numel():
-        rotary_kernel[(len(positions), triton.cdiv(heads, block) + triton.cdiv(kv_heads, block))](
+        release_rotary_kernel[(len(positions), triton.cdiv(heads, block) + triton.cdiv(kv_heads, block))](
             *(positions, query, key, table),
             *(query.stride(0), query.stride(1), key.stride(0), key.stride(1), table.stride(0), heads, kv_heads, rotary // 2),
             INTERLEAVED=interleaved,

@@ -15,7 +15,7 @@ from ..tiles import launched, rows_of, tile_of
 
 
 @triton.jit
-def silu_mul_kernel(x, out, x_stride, out_stride, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def release_silu_mul_kernel(x, out, x_stride, out_stride, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Compute a tile of ROWS by COLUMNS."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -35,7 +35,7 @@ def launch(x: torch.Tensor, *, configuration: Mapping[str, int] | None = None) -
     flat = rows_of(out, "out")
     tile, columns = tile_of(width, cut)
     if out.numel():
-        silu_mul_kernel[(triton.cdiv(rows.shape[0], tile), triton.cdiv(width, columns))](
+        release_silu_mul_kernel[(triton.cdiv(rows.shape[0], tile), triton.cdiv(width, columns))](
             *(rows, flat, rows.stride(0), flat.stride(0), rows.shape[0], width), ROWS=tile, COLUMNS=columns, **launched(cut)
         )
     return out

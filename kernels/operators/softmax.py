@@ -16,7 +16,9 @@ from ..tiles import launched, rows_of, tile_of
 
 
 @triton.jit
-def softmax_kernel(x, out, x_stride, out_stride, rows, width, LOG: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def release_softmax_kernel(
+    x, out, x_stride, out_stride, rows, width, LOG: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Compute ROWS rows in two passes: maximum and sum together, the sum rescaled as the maximum grows (arXiv 1805.02867), then the result.
 
     A maximum of −∞ is replaced by 0 where it is subtracted, so that −∞ − −∞ does not turn a row's first piece into NaN.
@@ -46,7 +48,7 @@ def launch(x: torch.Tensor, *, log: bool, configuration: Mapping[str, int] | Non
     flat = rows_of(out, "out")
     tile, columns = tile_of(rows.shape[1], cut)
     if x.numel():
-        softmax_kernel[(triton.cdiv(rows.shape[0], tile),)](
+        release_softmax_kernel[(triton.cdiv(rows.shape[0], tile),)](
             *(rows, flat, rows.stride(0), flat.stride(0), *rows.shape), LOG=log, ROWS=tile, COLUMNS=columns, **launched(cut)
         )
     return out

@@ -18,7 +18,7 @@ from ..tiles import launched
 
 
 @triton.jit
-def softmax_topk_kernel(
+def release_softmax_topk_kernel(
     logits,
     weights,
     experts,
@@ -71,7 +71,7 @@ def launch(
     weights = torch.empty((tokens, best), dtype=torch.float32, device=logits.device)
     chosen = torch.empty((tokens, best), dtype=torch.int32, device=logits.device)
     if tokens:
-        softmax_topk_kernel[(tokens,)](
+        release_softmax_topk_kernel[(tokens,)](
             *(logits, weights, chosen, experts, *logits.stride(), weights.stride(0), chosen.stride(0)),
             BEST=best,
             RENORMALISE=renormalise,

@@ -20,7 +20,7 @@ DEEPEST = (2**31 - 1) // 128**2
 
 
 @triton.jit
-def w8a8_matmul_kernel(
+def release_w8a8_matmul_kernel(
     a,
     a_scale,
     w,
@@ -91,7 +91,7 @@ def launch(
     out = torch.empty((rows, columns), dtype=dtype, device=a.device)
     if out.numel():
         grid = (triton.cdiv(rows, cut["rows"]) * triton.cdiv(columns, cut["columns"]),)
-        w8a8_matmul_kernel[grid](
+        release_w8a8_matmul_kernel[grid](
             *(a, a_scale.contiguous(), w, w_scale.contiguous(), None if bias is None else bias.contiguous(), out),
             *(rows, columns, depth, *a.stride(), *w.stride(), out.stride(0)),
             BLOCK_ROWS=cut["rows"],

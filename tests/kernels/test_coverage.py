@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import release.kernels
 from release.coverage import document, measure
 from release.errors import UsageError
 from release.kernels.coverage import UNDETERMINED, Coverage, coverage, read_trace
@@ -24,7 +26,7 @@ def shares(found: Coverage) -> dict[str, tuple[float, float]]:
 
 def test_kernels_of_a_device_are_counted_by_kind_by_launch_and_by_time() -> None:
     events = [
-        *[call("rms_norm_kernel", 10 * number, 5, "kernel") for number in range(3)],
+        *[call("release_rms_norm_kernel", 10 * number, 5, "kernel") for number in range(3)],
         call("triton_poi_fused_add_0", 40, 5, "kernel"),
         call("nvjet_hsh_128x256", 50, 60, "kernel"),
         call("ncclDevKernel_AllReduce_Sum_bf16", 120, 10, "kernel"),
@@ -36,6 +38,38 @@ def test_kernels_of_a_device_are_counted_by_kind_by_launch_and_by_time() -> None
     assert shares(found) == {"kinds": (2, 5), "launches": (4, 7), "time": (20, 100)}
     assert {kind.name: kind.library for kind in found.kinds}["some_kernel_nobody_knows"] == UNDETERMINED
     assert "communication" in {kind.library for kind in found.kinds}
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("release_rms_norm_kernel", "ours"),
+        ("release_w8a8_matmul_kernel", "ours"),
+        ("rms_norm_kernel", "flaggems"),
+        ("fused_add_rms_norm_kernel", "flaggems"),
+        ("silu_and_mul_kernel_rank_1", "flaggems"),
+        ("fused_moe_kernel", "vllm or flaggems"),
+        ("kernel_unified_attention_2d", "vllm, Triton"),
+        ("softmax_topk_kernel", UNDETERMINED),
+        ("my_release_rms_norm_kernel", UNDETERMINED),
+    ],
+)
+def test_a_kernel_is_credited_to_whose_name_it_bears_and_one_of_two_to_neither_alone(name: str, library: str) -> None:
+    (kind,) = coverage([[call(name, 0, 1, "kernel")]]).kinds
+    assert kind.library == library
+
+
+def test_every_kernel_of_ours_bears_a_name_that_no_other_library_gives() -> None:
+    room = Path(release.kernels.__file__).parent
+    trees = [ast.parse(path.read_bytes()) for path in room.rglob("*.py")]
+    launched = {
+        node.value.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id.endswith("_kernel")
+    }
+    assert len(launched) > 15
+    assert {coverage([[call(name, 0, 1, "kernel")]]).kinds[0].library for name in launched} == {"ours"}
 
 
 def test_on_a_processor_time_is_each_operators_own_and_only_outermost_calls_count() -> None:
@@ -52,13 +86,13 @@ def test_on_a_processor_time_is_each_operators_own_and_only_outermost_calls_coun
 
 
 def test_kernels_in_one_trace_of_a_server_leave_out_the_operators_of_all() -> None:
-    found = coverage([[call("aten::mm", 0, 5)], [call("rms_norm_kernel", 0, 5, "kernel")]])
-    assert [kind.name for kind in found.kinds] == ["rms_norm_kernel"]
+    found = coverage([[call("aten::mm", 0, 5)], [call("release_rms_norm_kernel", 0, 5, "kernel")]])
+    assert [kind.name for kind in found.kinds] == ["release_rms_norm_kernel"]
 
 
 def test_no_share_is_without_a_definition_that_says_on_what_it_was_counted() -> None:
     for kind, word in (("kernel", "on the device"), ("cpu_op", "on the host processor")):
-        rows = document(coverage([[call("rms_norm_kernel", 0, 5, kind)]]))["shares"]
+        rows = document(coverage([[call("release_rms_norm_kernel", 0, 5, kind)]]))["shares"]
         assert [row["by"] for row in rows] == ["kinds", "launches", "time"]
         assert all(word in row["definition"] and row["share"] == 1 for row in rows)
 

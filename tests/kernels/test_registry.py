@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from release.kernels.calls import Calls
+from release.kernels.calls import Calls, read_calls, summed
 from release.kernels.plugin import LINE, told
 from release.kernels.registry import LIBRARIES, choices, registry
 
@@ -78,6 +81,55 @@ def test_calls_are_counted_by_operator_library_shape_and_dtype_and_written_whole
         ("native", [1, 128], "bfloat16", 1),
         ("ours", [8, 128], "bfloat16", 1),
     ]
+
+
+@pytest.mark.integration
+def test_the_first_call_of_each_operator_is_on_disk_at_once_even_if_the_process_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from release.kernels.calls import Calls; calls = Calls(Path(sys.argv[1]))\n"
+        "for operator in ('rms-norm', 'rms-norm', 'rotary'): calls.count(operator, 'native', (1, 8), 'torch.float32')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert {row["operator"] for row in read_calls(tmp_path)} == {"rms-norm", "rotary"}
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_bytes())["ended"] is False, "counts of a killed process may be too few, and say so"
+
+
+@pytest.mark.integration
+def test_the_end_of_a_process_writes_every_call_and_a_child_keeps_a_record_of_its_own(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from release.kernels.calls import Calls; calls = Calls(Path(sys.argv[1]))\n"
+        "for _ in range(3): calls.count('rms-norm', 'native', (1, 8), 'torch.float32')\n"
+        "child = os.fork()\n"
+        "for _ in range(4): calls.count('rms-norm', 'ours', (1, 8), 'torch.float32')\n"
+        "child and os.waitpid(child, 0)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(tmp_path)], check=True)
+    assert all(json.loads(path.read_bytes())["ended"] for path in tmp_path.iterdir())
+    assert summed(read_calls(tmp_path)) == [
+        {"operator": "rms-norm", "library": "ours", "calls": 8},
+        {"operator": "rms-norm", "library": "native", "calls": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"schema": "release-operator-calls/1", "calls": []}',
+        '{"schema": "release-operator-calls/2", "calls": [3]}',
+        '{"schema": "release-operator-calls/2", "calls": [{"operator": "a", "library": "b", "dtype": "c", "shape": [1], "calls": -1}]}',
+        '{"schema": "release-operator-calls/2", "calls": [{"operator": "a", "library": "b", "dtype": "c", "shape": ["x"], "calls": 1}]}',
+        '{"schema": "release-operator-calls/2", "calls": [{"operator": 1, "library": "b", "dtype": "c", "shape": [1], "calls": 1}]}',
+    ],
+)
+def test_a_record_of_calls_that_is_none_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / "calls-1.json").write_text(text)
+    with pytest.raises(ValueError, match=r"calls-1\.json is no record of calls"):
+        read_calls(tmp_path)
 
 
 def test_beyond_a_number_of_shapes_calls_are_still_counted(monkeypatch: pytest.MonkeyPatch) -> None:
