@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,11 +38,11 @@ class Result:
     reason: str
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], answered: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]]) -> None:
     """Do what a request file asks and write the results, each as soon as it is known."""
     request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     with open(arguments[1], "a", encoding="utf-8", buffering=1) as results:
-        for line in answers(request):
+        for line in answered(request):
             results.write(json.dumps(line) + "\n")
 
 
@@ -112,20 +112,36 @@ def skipped(operator: str, dtype: str, why: str) -> Result:
 
 def prepare() -> str:
     """Make torch and triton ready, in the interpreter where there is no device; return what is missing, or nothing."""
-    try:
-        import torch
-    except ImportError as problem:
-        return f"torch cannot be imported by {sys.executable}: {problem}"
+    missing = torch_missing()
+    if missing:
+        return missing
+    import torch
+
     if not torch.accelerator.is_available():
         os.environ[VARIABLE] = "1"
+    missing = triton_missing()
+    if not missing and interpreted():
+        mend()
+    return missing
+
+
+def torch_missing() -> str:
+    """Return why there is no torch, or nothing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as problem:
+        return f"torch cannot be imported by {sys.executable}: {problem}"
+    return ""
+
+
+def triton_missing() -> str:
+    """Return why there is no Triton that will do, or nothing. It is imported: whether it interprets is settled with that."""
     try:
         import triton
     except ImportError as problem:
         return f"triton cannot be imported by {sys.executable}: {problem}"
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
         return f"triton is {triton.__version__}, and these kernels need {'.'.join(map(str, OLDEST))} or later"
-    if interpreted():
-        mend()
     return ""
 
 
@@ -211,4 +227,4 @@ def root_of(problem: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], answers)

@@ -26,14 +26,17 @@ from .operator import NotOffered
 FACTS: Final = Path(__file__).with_name("flaggems.json")
 
 
-def launchers() -> dict[str, Callable[..., Any]]:
-    """Return FlagGems' operators by our names, each with our arguments. Raises ImportError where FlagGems cannot be imported."""
+def launchers(*, spare: bool = True) -> dict[str, Callable[..., Any]]:
+    """Return FlagGems' operators by our names, each with our arguments; inputs that it would write over are copied before, to be spared.
+
+    Raises ImportError where FlagGems cannot be imported.
+    """
     if interpreted():
         _stand_in()
     import flag_gems as gems
 
     def add_rms_norm(x: Any, residual: Any, weight: Any, epsilon: float) -> Any:
-        return gems.fused_add_rms_norm(x.clone(), residual, list(weight.shape), weight, epsilon)
+        return gems.fused_add_rms_norm(x.clone() if spare else x, residual, list(weight.shape), weight, epsilon)
 
     def rotary(positions: Any, query: Any, key: Any, table: Any, interleaved: bool) -> Any:
         if table.shape[1] != query.shape[2]:

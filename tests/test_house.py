@@ -38,7 +38,7 @@ FLOORS: Final = (
     ("supply", "trial", "pins"),
     ("consistency", "measure", "benchmarks", "operators", "coverage"),
     ("stages",),
-    ("house", "new"),
+    ("house", "new", "bench"),
     ("signing",),
     ("publishing", "compare"),
     ("cluster",),
@@ -293,6 +293,34 @@ def test_kernels_import_nothing_of_ours() -> None:
     assert [
         str(found) for found in ours() if place_of(found.importer) == "kernels" and place_of(found.imported) != "kernels"
     ] == []
+
+
+def test_kernels_need_torch_triton_and_the_standard_library_and_meet_others_only_where_they_are_called() -> None:
+    """What kernels serve (FlagGems, vLLM) or mend (Triton's interpreter, which has numpy) is imported within functions."""
+    own = [found for found in all_imports() if place_of(found.importer) == "kernels" and not found.typing_only]
+    free = {"release", "torch", "triton", *sys.stdlib_module_names}
+    others = [found for found in own if found.imported.split(".")[0] not in free]
+    assert {found.imported.split(".")[0] for found in others} <= {"numpy", "flag_gems", "vllm"}
+    assert [str(found) for found in others if found.top_level] == []
+
+
+def test_what_the_tool_uses_of_the_kernels_loads_no_torch() -> None:
+    """Whoever imports from the room, and wherever: only programs of its own reach torch and triton."""
+    following = [found.imported for found in ours() if place_of(found.importer) != "kernels" == place_of(found.imported)]
+    reached, heavy = set(), []
+    while following:
+        module = following.pop()
+        if module in reached:
+            continue
+        reached.add(module)
+        for found in all_imports():
+            if found.importer == module and found.top_level and not found.typing_only:
+                if found.imported in modules():
+                    following.append(found.imported)
+                elif found.imported.split(".")[0] in ("torch", "triton"):
+                    heavy.append(str(found))
+    assert "release.kernels.figures" in reached
+    assert heavy == []
 
 
 @pytest.mark.parametrize("library", SHUT_AWAY)

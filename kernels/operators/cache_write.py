@@ -166,6 +166,14 @@ def shapes(facts: Facts) -> list[Sizes]:
     return [{"rows": rows, **rest, "narrow": narrow} for narrow in (0, 1) for rows in TOKENS]
 
 
+def moved(inputs: Inputs) -> int:
+    """Return the bytes of the keys and values that are no padding, read once and written once, of the slots and of the scales."""
+    key, cache, slots = inputs["key"], inputs["key_cache"], inputs["slots"]
+    real = int(((slots >= 0) & (slots < cache.shape[0] * cache.shape[1])).sum())
+    row = int(key.shape[1] * key.shape[2]) * int(key.element_size() + cache.element_size())
+    return 2 * real * row + size_of(slots, *(inputs[name] for name in ("key_scale", "value_scale") if inputs[name] is not None))
+
+
 OPERATOR: Final = Operator(
     name="cache-write",
     family="cache",
@@ -183,6 +191,6 @@ OPERATOR: Final = Operator(
     strided=("key", "value"),
     in_place=("key_cache", "value_cache"),
     adversarial=adversarial,
-    moved=lambda inputs: 2 * size_of(inputs["key"]) + 2 * int(inputs["key"].numel()) * int(inputs["key_cache"].element_size()),
+    moved=moved,
     steps=1,
 )

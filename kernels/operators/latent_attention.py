@@ -182,7 +182,10 @@ OPERATOR: Final = Operator(
         int(inputs["lengths"].sum()) * size_of(inputs["cache"][0, 0]) + 2 * size_of(inputs["query"]) + size_of(inputs["rotated"])
     ),
     flops=lambda inputs: (
-        2 * int(inputs["lengths"].sum()) * int(inputs["query"].shape[1]) * (2 * int(inputs["query"].shape[2]) + 64)
+        2
+        * int(inputs["lengths"].sum())
+        * int(inputs["query"].shape[1])
+        * (2 * int(inputs["query"].shape[2]) + int(inputs["rotated"].shape[2]))
     ),
     reduces=lambda inputs: 8 if inputs["query"].dtype is torch.float32 else 64,
 )

@@ -209,6 +209,14 @@ def arithmetic(inputs: Inputs) -> int:
     return int(2 * seen * inputs["query"].shape[1] * (inputs["query"].shape[2] + inputs["value"].shape[2]))
 
 
+def moved(inputs: Inputs) -> int:
+    """Return the bytes of query, key and value, of the result, and of the keys and values of the prefixes."""
+    query, key, value = inputs["query"], inputs["key"], inputs["value"]
+    result = int(query.shape[0] * query.shape[1] * value.shape[2]) * int(query.element_size())
+    before = 0 if inputs["prefixes"] is None else int(inputs["prefixes"].sum()) * 2 * size_of(inputs["key_cache"][0, 0])
+    return size_of(query, key, value) + result + before
+
+
 OPERATOR: Final = Operator(
     name="prefill-attention",
     family="attention",
@@ -225,7 +233,7 @@ OPERATOR: Final = Operator(
     },
     strided=("query", "key", "value"),
     adversarial=adversarial,
-    moved=lambda inputs: 2 * size_of(inputs["query"]) + size_of(inputs["key"], inputs["value"]),
+    moved=moved,
     flops=arithmetic,
     memory_bound=False,
     reduces=lambda inputs: 8 if inputs["query"].dtype is torch.float32 else 64,

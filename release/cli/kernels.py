@@ -1,4 +1,4 @@
-"""The commands about operators: whether they compute the right thing, and what share of a model they are."""
+"""The commands about operators: whether they compute the right thing, how long they take, and what share of a model they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from release.errors import UsageError, VerdictError
 
 @click.group()
 def kernels() -> None:
-    """Prove the Triton operators of a model, and say what share of it they are."""
+    """Prove and time the Triton operators of a model, and say what share of it they are."""
 
 
 @kernels.command()
@@ -34,18 +34,73 @@ def check(
     torch and triton, if it is not this one. Exit code 4 if an operator failed, or if nothing could be checked.
     """
     from release.operators import check as proof
-    from release.operators import listed
     from release.show.kernels import checked
 
     matrix = house_of(context).matrix
-    for name in operators:
-        if name not in listed():
-            raise UsageError(f"there is no operator {name!r}", next_step=f"there are: {', '.join(listed())}")
+    _refuse_unknown(operators)
     found = proof(matrix.chip(chip), matrix.model(model), operators, library=library)
     click.echo(checked(found, cases=cases, as_json=as_json))
     if not found.passed:
         failed = sum(verdict.status.value == "FAILED" for verdict in found.verdicts)
         raise VerdictError(f"{chip}/{model}: {f'{failed} cases failed' if failed else 'nothing was checked'}")
+
+
+@kernels.command()
+@click.option("--chip", required=True, shell_complete=complete("chips"), help="The chip whose device is here.")
+@click.option("--model", required=True, shell_complete=complete("models"), help="The model at whose shapes is timed.")
+@click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator, and others so named.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["bf16", "fp16", "fp32"]),
+    default=("bf16",),
+    show_default=True,
+    help="In this dtype, and others so named.",
+)
+@click.option("--json", "to_json", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure into this file.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the roofline into this file, .svg or .png.")
+@click.pass_context
+def bench(
+    context: click.Context,
+    chip: str,
+    model: str,
+    operators: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    to_json: Path | None,
+    plot: Path | None,
+) -> None:
+    """Time each operator beside torch and FlagGems, at the model's shapes, on the device that is here.
+
+    Beside them stand the bandwidth at which the device copies and the rate at which it multiplies, measured in the same process. Where
+    no device is here nothing is timed: the interpreter's time says nothing about one. $RELEASE_KERNELS_PYTHON names the Python that
+    has torch and triton, if it is not this one. Exit code 4 if an operator failed, or if nothing was timed.
+    """
+    from release.bench import bench as timing
+    from release.bench import document
+    from release.publish.pictures import draw, renderer
+    from release.show.bench import benched, roofline
+    from release.show.text import as_document
+    from release.store import write_whole
+
+    kind = plot.suffix.removeprefix(".") if plot else ""
+    if plot and kind not in ("svg", "png"):
+        raise UsageError(f"{plot.name} is neither .svg nor .png", next_step="name the plot as what it shall be")
+    if plot and renderer() is None:
+        raise UsageError("pictures need the extra `report`", next_step="pip install 'release[report]'")
+    matrix = house_of(context).matrix
+    _refuse_unknown(operators)
+    found = timing(matrix.chip(chip), matrix.model(model), operators, dtypes)
+    click.echo(benched(found))
+    if to_json:
+        write_whole(to_json, as_document(document(found)) + "\n")
+    picture = roofline(found) if plot else None
+    if plot and picture:
+        plot.write_bytes(draw({"roofline": picture}, kind)["roofline"])
+    if plot and not picture:
+        click.echo(f"{plot} is not drawn: there are no figures for it", err=True)
+    if found.failed or not found.measured:
+        raise VerdictError(f"{chip}/{model}: {f'{found.failed} cases failed' if found.failed else 'nothing was timed'}")
 
 
 @kernels.command()
@@ -61,3 +116,11 @@ def coverage(traces: tuple[Path, ...], as_json: bool) -> None:
     from release.show.coverage import covered
 
     click.echo(covered(measure(traces), as_json=as_json))
+
+
+def _refuse_unknown(operators: tuple[str, ...]) -> None:
+    from release.operators import listed
+
+    for name in operators:
+        if name not in listed():
+            raise UsageError(f"there is no operator {name!r}", next_step=f"there are: {', '.join(listed())}")

@@ -1,0 +1,179 @@
+"""Ways of one operator timed by turns, on inputs that no cache holds, those alone that come to the same result. Any clock will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+from . import figures
+from .check import root_of, several
+from .operator import Inputs, NotOffered, Operator, size_of
+
+if TYPE_CHECKING:
+    from .clock import Clock
+
+OURS: Final = "ours"
+EAGER: Final = "eager"
+"""The way of torch whose result all others are compared with."""
+COMPILED: Final = "compiled"
+FLAGGEMS: Final = "flaggems"
+REPEATS: Final = 2
+"""Rounds in which all take turns; how far they lie apart is shown."""
+APART: Final = 2.0
+"""How many tolerances two may lie apart of which each lies within one of the truth."""
+PIECE: Final = 1 << 24
+"""Elements that are compared at once."""
+ROOM: Final = "there is not memory enough"
+
+Reasons = dict[str, tuple[str, str]]
+"""Why a contender has no figure, by name: SKIPPED or FAILED, and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way of an operator: `ready(inputs)` returns the call that is timed, or is None and `why` says why not.
+
+    `ties` are the outputs that are not compared.
+    """
+
+    name: str
+    ready: Callable[[Inputs], Callable[[], Any]] | None
+    why: str = ""
+    ties: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is timed: seconds of calls in a round and before the first, and how many calls at least and at most."""
+
+    budget: float = 0.1
+    warm: float = 0.025
+    fewest: int = 10
+    most: int = 200
+
+
+def measure(
+    operator: Operator, inputs: Inputs, asked: Sequence[Contender], clock: Clock, effort: Effort | None = None
+) -> dict[str, Any]:
+    """Time contenders by turns (ours, peer, …, ours, peer, …) on rotating copies of inputs, those alone that give what torch's eager gives.
+
+    Returns `copies`, whether results were `compared`, and `contenders`: name, status (MEASURED, SKIPPED, FAILED), the median seconds of
+    each round, and why there are none.
+    """
+    import torch
+
+    effort = effort or Effort()
+    torch._dynamo.reset()  # what was compiled for other shapes neither helps nor hinders
+    why: Reasons = {contender.name: ("SKIPPED", contender.why) for contender in asked if contender.ready is None}
+    compared = compare(operator, inputs, [contender for contender in asked if contender.name not in why], clock, why)
+    left = [contender for contender in asked if contender.name not in why]
+    size = sum(size_of(value) for value in inputs.values() if isinstance(value, torch.Tensor))
+    copies = figures.rotation(effort.most, clock.cache, size)
+    seconds = rounds(left, inputs, copies, clock, effort, why)
+    rows = []
+    for name in (contender.name for contender in asked):
+        status, reason = why.get(name, ("MEASURED", ""))
+        rows.append({"name": name, "status": status, "seconds": [] if reason else seconds[name], "why": reason})
+    return {"copies": copies, "compared": compared, "contenders": rows}
+
+
+def compare(operator: Operator, inputs: Inputs, asked: Sequence[Contender], clock: Clock, why: Reasons) -> bool:
+    """Call each contender once and note why of those that raise or give another result than eager; say whether eager gave one."""
+    expected: tuple[Any, ...] | None = None
+    for contender in sorted(asked, key=lambda contender: contender.name != EAGER):
+        outputs = guarded(contender.name, clock, why, partial(_once, contender, inputs))
+        if outputs is None or contender.name == EAGER:
+            expected = outputs if contender.name == EAGER else expected
+        elif expected is not None:
+            apart = guarded(contender.name, clock, why, partial(away, operator, inputs, outputs, expected, contender.ties))
+            if apart is not None and apart > APART:
+                why[contender.name] = ("FAILED", f"another result than torch's eager: {apart:.2g} times the tolerance away")
+    return expected is not None
+
+
+def rounds(
+    asked: Sequence[Contender], inputs: Inputs, copies: int, clock: Clock, effort: Effort, why: Reasons
+) -> dict[str, list[float]]:
+    """Return the median seconds of each round of each contender, which take turns; why is noted of those that raise."""
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in asked}
+    spare: Reasons = {}
+    sets = guarded("", clock, spare, lambda: [inputs, *(copied(inputs) for _ in range(copies - 1))])
+    if sets is None:
+        why |= dict.fromkeys(seconds, ("SKIPPED", f"{spare[''][1]}, for {copies} copies of its inputs"))
+        return seconds
+    calls = {}
+    for contender in asked:
+        calls[contender.name] = guarded(contender.name, clock, why, partial(enough, contender, sets, clock, effort))
+    for _ in range(REPEATS):
+        for name, turns in calls.items():
+            if name not in why:
+                seconds[name].append(guarded(name, clock, why, partial(_median, clock, turns)))
+    return seconds
+
+
+def _once(contender: Contender, inputs: Inputs) -> tuple[Any, ...]:
+    assert contender.ready is not None
+    return several(contender.ready(copied(inputs))())
+
+
+def _median(clock: Clock, calls: Sequence[Callable[[], Any]]) -> float:
+    return median(clock.time(calls))
+
+
+def guarded(name: str, clock: Clock, why: Reasons, call: Callable[[], Any]) -> Any:
+    """Return what a call returns; where it raises, note why and return None. Raises what a lost device raises.
+
+    What a peer refuses is skipped with its own words, what ours refuses has failed.
+    """
+    import torch
+
+    try:
+        return call()
+    except NotOffered as problem:
+        why[name] = ("SKIPPED", str(problem))
+    except (MemoryError, torch.OutOfMemoryError):
+        why[name] = ("SKIPPED", ROOM)
+    except Exception as problem:
+        why[name] = ("FAILED" if name == OURS else "SKIPPED", root_of(problem))
+    clock.settle()
+    return None
+
+
+def enough(contender: Contender, sets: Sequence[Inputs], clock: Clock, effort: Effort) -> list[Callable[[], Any]]:
+    """Return the calls of one round, going round the copies, warmed up, and as many as fit the budget."""
+    assert contender.ready is not None
+    ready = [contender.ready(one) for one in sets]
+
+    def turns(count: int) -> list[Callable[[], Any]]:
+        return [ready[number % len(ready)] for number in range(count)]
+
+    clock.time(turns(1))  # compiles and tunes
+    estimate = median(clock.time(turns(3)))
+    estimate = median(clock.time(turns(figures.calls(estimate, effort.warm, effort.fewest, effort.most))))
+    return turns(figures.calls(estimate, effort.budget, effort.fewest, effort.most))
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """Return inputs in memory of their own, laid out as they are."""
+    import torch
+
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
+def away(
+    operator: Operator, inputs: Mapping[str, Any], found: tuple[Any, ...], expected: tuple[Any, ...], ties: tuple[int, ...]
+) -> float:
+    """Return how far outputs lie apart, as a multiple of the check's tolerance; piece by piece, since float64 takes room."""
+    from .tolerances import distance
+
+    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
+        return float("inf")
+    reduces, furthest = max(1, operator.reduces(dict(inputs))), 0.0
+    for number, pair in enumerate(zip(found, expected, strict=True)):
+        if number not in ties:
+            pieces = zip(*(output.reshape(-1).split(PIECE) for output in pair), strict=True)
+            furthest = max(furthest, *(distance(a, b, reduces, operator.steps) for a, b in pieces), 0.0)
+    return furthest
