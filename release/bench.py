@@ -39,13 +39,13 @@ class Bench:
     @property
     def measured(self) -> int:
         """Return in how many cases there is a figure of ours."""
-        return sum(bool(contender["status"] == MEASURED) for contender in self._ours())
+        return len([contender for contender in self._ours() if contender["status"] == MEASURED])
 
     @property
     def failed(self) -> int:
         """Return in how many cases ours failed or ended the process."""
-        ended = sum(line.get("status") == "FAILED" for line in self.lines)
-        return ended + sum(contender["status"] == "FAILED" for contender in self._ours())
+        ended = [line for line in self.lines if line.get("status") == "FAILED"]
+        return len(ended) + len([contender for contender in self._ours() if contender["status"] == "FAILED"])
 
     def _ours(self) -> Iterable[JSON]:
         return (contender for line in self.lines for contender in line["contenders"] if contender["name"] == OURS)
