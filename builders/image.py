@@ -23,6 +23,8 @@ TAG: Final = "image"
 WHEELS: Final = "wheels"
 """The folder of the context and of the first layers from which wheels are installed."""
 BUILD_LABEL: Final = "org.release.build"
+UNSENT: Final = (".git", ".env", ".netrc", ".docker")
+"""Names that stay out of what the engine is sent, at any depth: histories and logins that somebody left in a tree."""
 
 
 def pylock(wheels: Sequence[Mapping[str, Any]], python: str) -> str:
@@ -153,7 +155,11 @@ def _saved(
     scratch: Path,
     line: Line,
 ) -> Path:
-    """Build what was rendered and return `docker save` of it; nothing of the build stays in the engine."""
+    """Build what was rendered and return `docker save` of it; nothing of the build stays in the engine.
+
+    The engine is sent a folder that is put together here, of nothing but the Dockerfile, the wheels, what was rendered and the restored trees
+    without `UNSENT`: neither the working folder nor a home is near it.
+    """
     context = scratch / "context"
     (context / WHEELS).mkdir(parents=True)
     text = (rendered / "Dockerfile").read_text(encoding="utf-8")
@@ -162,9 +168,9 @@ def _saved(
     (context / "Dockerfile").write_text(text, encoding="utf-8")
     link_or_copy(rendered / "requirements.txt", context / WHEELS / "requirements.txt")
     if (rendered / "files").is_dir():
-        shutil.copytree(rendered / "files", context / "files")
+        shutil.copytree(rendered / "files", context / "files", ignore=shutil.ignore_patterns(*UNSENT))
     if sources.is_dir():
-        shutil.copytree(sources, context / "sources", symlinks=True)
+        shutil.copytree(sources, context / "sources", symlinks=True, ignore=shutil.ignore_patterns(*UNSENT))
     for folder in wheels:
         for wheel in folder.glob("*.whl"):
             link_or_copy(wheel, context / WHEELS / wheel.name)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.pylock import Pylock
 from packaging.requirements import Requirement
 
-from release.builders.image import installer, left_out, pylock, requirements
+from release.builders.image import build_image, installer, left_out, pylock, requirements
 from release.errors import EngineError
+from release.progress import Plain
 
 WHEELS = [
     {"name": "click", "version": "8.3.0", "file": "click-8.3.0-py3-none-any.whl", "sha256": "sha256:" + "a" * 64, "bytes": 9},
@@ -74,3 +78,61 @@ def test_the_wheels_do_not_reach_the_release(name: str) -> None:
 @pytest.mark.parametrize("name", ["opt/release/wheels", "wheels-of-fire", "opt/release/bin/vllm", "etc/passwd"])
 def test_what_only_looks_like_the_wheels_stays(name: str) -> None:
     assert not left_out(name, [])
+
+
+class Watching:
+    """An engine that looks at what it is sent, and builds nothing."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def build(self, context: Path, **options: Any) -> str:
+        self.sent = sorted(str(path.relative_to(context)) for path in context.rglob("*") if not path.is_dir())
+        raise EngineError("seen enough")
+
+    def remove_images(self, label: str) -> None:
+        """Have none."""
+
+
+def test_no_history_and_no_login_is_sent_to_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered, wheels, sources = tmp_path / "rendered", tmp_path / "wheels", tmp_path / "sources"
+    good = {
+        rendered: ["Dockerfile", "requirements.txt", "files/serve.yaml"],
+        wheels: ["a.whl"],
+        sources: ["engine/deep/a.py", "engine/.envrc"],
+    }
+    for root, names in good.items():
+        secret = [".git/config", ".env", ".netrc", ".docker/config.json"]
+        below = [f"{place}/{name}" for place in ("files", "engine", "engine/deep") for name in secret]
+        for name in (*names, *secret, *below):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("canary")
+    monkeypatch.chdir(rendered)
+    monkeypatch.setenv("HOME", str(rendered))
+    engine = Watching()
+    facts: dict[str, Any] = {
+        "labels": {},
+        "base": {"kind": "bootstrap", "diff-ids": []},
+        "epoch": 0,
+        "key": "k",
+        "use_cache": True,
+    }
+    with pytest.raises(EngineError, match="seen enough"):
+        build_image(
+            engine,  # type: ignore[arg-type]
+            rendered=rendered,
+            wheels=[wheels],
+            sources=sources,
+            out=tmp_path / "out",
+            scratch=tmp_path / "scratch",
+            line=Plain(io.StringIO()).line("a/b@bf16", "image"),
+            **facts,
+        )
+    assert engine.sent == [
+        "Dockerfile",
+        "files/serve.yaml",
+        "sources/engine/.envrc",
+        "sources/engine/deep/a.py",
+        "wheels/a.whl",
+        "wheels/requirements.txt",
+    ]

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from distribution import PASSWORD, USER, Answer, Distribution, Seen, distribution
+from distribution import PASSWORD, USER, Answer, Distribution, Seen, distribution, scripted
 from hubs import TOKEN, HuggingFaceHub, running
 from laid import whole
 from records import record
@@ -154,6 +156,75 @@ def test_a_secret_is_found_nowhere_in_what_was_signed_attested_published_and_log
         assert any(place.rglob("*")) and found_in(place) == []
     assert found_in(tmp_path / "tmp") == []
     assert CANARY.encode() not in (tmp_path / "key").read_bytes() + (tmp_path / "key.pub").read_bytes()
+
+
+HELPER = """#!/bin/sh
+# A keeper of logins, as docker's: it looks at every command line there is, and then says the login.
+read host
+for each in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < "$each" 2>/dev/null; echo; done > "$0.seen"
+cat "$0.login"
+"""
+
+
+def test_no_command_line_shows_a_secret_while_it_is_in_use(tmp_path: Path, secrets: dict[str, str]) -> None:
+    """Each time that a login or a token arrives somewhere, and while a child of ours fetches one, all command lines of this machine are read."""
+    secret = f"in-use-{uuid4().hex}"
+    signs = set().union(*map(spellings, (secret, TOKEN)))
+    lines: list[bytes] = []
+
+    def look(seen: Seen) -> Answer | None:
+        if secret in unbasic(seen) or TOKEN in unbasic(seen):
+            lines.append(command_lines())
+            return Answer(404)
+        return Answer(401, headers={"WWW-Authenticate": 'Basic realm="r"'})
+
+    def run(*words: str, status: int = 0) -> None:
+        argv = [sys.executable, "-m", "release", *words]
+        done = subprocess.run(argv, cwd=tmp_path, env=secrets, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == status, done.stderr
+
+    helper = tmp_path / "bin" / "docker-credential-vault"
+    helper.parent.mkdir()
+    helper.write_text(HELPER)
+    helper.chmod(0o755)
+    helper.with_name(f"{helper.name}.login").write_text(json.dumps({"Username": "me", "Secret": secret}))
+    Path(secrets["DOCKER_CONFIG"], "config.json").write_text(json.dumps({"credsStore": "vault"}))
+    secrets.update(RELEASE_KEY_PASSPHRASE=secret, PATH=f"{helper.parent}:{secrets['PATH']}")
+    run("keys", "new", "key")
+    with scripted(look) as server:
+        run("sign", f"{server.host}/team/model:1", "--key", "key", status=3)
+    it = released(tmp_path / "it")
+    with running(HuggingFaceHub()) as hub:
+        secrets["HF_ENDPOINT"] = hub.server.url
+        hub.meddle = lambda seen: lines.append(command_lines()) if TOKEN in unbasic(seen) else None
+        run("hub", "push", str(it), "--to", "hf:team/", "--weights", "--public")
+    lines.append(helper.with_name(f"{helper.name}.seen").read_bytes())
+    assert len(lines) > 4 and all(b"-m\0release\0" in each for each in lines[:-1]) and b" -m release sign" in lines[-1]
+    assert [sign for sign in signs if any(sign in each for each in lines)] == []
+
+
+def test_the_look_at_command_lines_would_find_it() -> None:
+    secret = f"in-use-{uuid4().hex}"
+    with subprocess.Popen(["sh", "-c", "read line", secret], stdin=subprocess.PIPE) as child:
+        found = command_lines()
+        assert child.stdin is not None
+        child.stdin.close()
+    assert secret.encode() in found
+
+
+def command_lines() -> bytes:
+    """Return the command lines of all processes, as `ps` shows them to everybody."""
+    found = b""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += path.read_bytes() + b"\n"
+    return found
+
+
+def unbasic(seen: Seen) -> str:
+    """Return the login or token that came along with a request."""
+    kind, _, word = seen.headers.get("authorization", "").partition(" ")
+    return base64.b64decode(word).decode() if kind == "Basic" else word
 
 
 def _echo(seen: Seen) -> Answer | None:
