@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cutting import cutting
 from distribution import Distribution, registry
-from laid import Built, built, key, laid_out, public
+from laid import Built, built, key, laid_out, public, whole
 from records import record
 
 from release.errors import PublishError, UnsignedError, VerificationError, WrongKeyError
@@ -151,6 +151,23 @@ def test_a_tag_that_moves_between_verifying_and_pulling_does_not_change_what_is_
         pull(House.open((), tmp_path / "store", "auto"), str(where), tmp_path / "to", layout=kept, keys=[public(key)])
     assert Registry.at(where).digest_of("bf16") == evil.digest
     assert [entry.digest for entry in Layout.open(kept).index()] == [good.digest]
+
+
+@pytest.mark.integration
+def test_the_reference_that_publishing_printed_brings_its_release_after_the_tag_moved(
+    registry: Distribution, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    house, where = House.open((), tmp_path / "store", "auto"), registry.fresh("bf16")
+    good = whole(tmp_path / "good", record())
+    evil = Layout.open(whole(tmp_path / "evil", record(created="2020-01-01T00:00:00+00:00")).folder / "oci")
+    printed = good.publish(where, key=key).reference
+    push(evil, evil.find("bf16"), where, move=True)
+    pulled = pull(house, printed, tmp_path / "to", into_engine=False, keys=[public(key)])
+    assert pulled.record["created"] == record()["created"]
+    with pytest.raises(UnsignedError):
+        pull(house, str(where), tmp_path / "to", into_engine=False, keys=[public(key)])
+    assert json.loads((tmp_path / "to" / "release.json").read_bytes()) == pulled.record
 
 
 def test_a_memory_that_cannot_be_read_is_no_memory(tmp_path: Path) -> None:

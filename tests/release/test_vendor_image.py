@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from archives import entry, make
 from command import Answer, release
+from distribution import Distribution, manifest
 from vendors import Checkout
 
+from release.builders.base import pull_base
 from release.builders.image import TAG, load_image
 from release.containers import Engine, connect
-from release.oci import Layout
+from release.oci import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_TAR, Layout, canonical
+from release.progress import Plain
+from release.publish.distribution import Registry
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -151,3 +156,25 @@ def test_an_archive_that_is_no_image_is_refused_and_nothing_is_kept(tmp_path: Pa
     assert answer.status == 3
     assert "mail.tar" in answer.err
     assert not list((tmp_path / "store" / "entries").glob("*/*"))
+
+
+def test_a_base_that_is_pinned_stays_what_it_was_when_its_tag_moves(
+    engine: Engine, registry: Distribution, tmp_path: Path
+) -> None:
+    layout, where = Layout.create(tmp_path / "layout"), registry.fresh("1")
+    label = {"org.release.test": where.name.rpartition("-")[2]}
+    pins = []
+    for words in (b"first", b"second"):
+        layer = layout.put(LAYER_TAR, make(entry("etc/vendor", words)))
+        rootfs = {"type": "layers", "diff_ids": [layer.digest]}
+        facts = {"architecture": "amd64", "os": "linux", "config": {"Labels": label}, "rootfs": rootfs}
+        config = layout.put_json(IMAGE_CONFIG, facts)
+        for blob in (layer, config):
+            Registry.at(where).put_blob(blob, layout.blob(blob.digest))
+        Registry.at(where).put_manifest(where.tag, IMAGE_MANIFEST, canonical(manifest(config, layer)))
+        pins.append((f"{where}@{Registry.at(where).digest_of(where.tag)}", layer.digest))
+    try:
+        for pinned, layer_digest in pins:
+            assert pull_base(pinned, engine, Plain().line("smithy/a", "base"))["diff-ids"] == [layer_digest]
+    finally:
+        engine.remove_images(f"org.release.test={label['org.release.test']}")
