@@ -90,3 +90,11 @@ def test_secrets_and_empty_values_are_refused_on_the_command_line() -> None:
         with pytest.raises(UsageError) as caught:
             check_asked(args)
         assert caught.value.next_step == "write NAME=VALUE, as max-model-len=8192"
+
+
+@pytest.mark.parametrize("name", ["api-key", "hf_token", "admin-password"])
+def test_a_secret_among_the_arguments_of_a_file_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    text = CELL.replace("max-model-len: 64", f"max-model-len: 64, {name}: abc123")
+    with pytest.raises(MatrixError, match="looks like a secret") as caught:
+        plan_of(Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": text}),)), "abacus/pebble-7b@bf16")
+    assert f"pebble-7b.yaml:7: serve.args.{name}" in str(caught.value) and "abc123" not in str(caught.value)

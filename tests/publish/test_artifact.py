@@ -207,6 +207,24 @@ def test_a_release_that_is_refused_leaves_the_earlier_one_alone(release: Release
     assert [path.name for path in release.target.parent.iterdir()] == ["release"]
 
 
+def test_a_release_that_cannot_take_the_place_of_the_earlier_one_leaves_it_there(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpack(release.layout, release.entry, release.target)
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if target == release.target and not self.name.endswith(".old"):
+            raise OSError("no room")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(VerificationError, match="no room"):
+        unpack(release.layout, release.entry, release.target)
+    assert (release.target / "weights" / "config.json").read_bytes() == FILES["config.json"]
+    assert [path.name for path in release.target.parent.iterdir()] == ["release"]
+
+
 EVIL = [
     "../evil",
     "../../evil",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import requests
@@ -93,6 +97,44 @@ target.put_manifest(entry.digest, entry.media_type, layout.blob(entry.digest).re
 sys.stdin.read()
 target.attach(subject, [entry])
 """
+
+
+def test_a_list_is_read_changed_and_written_back_in_one_turn(
+    registry: Distribution, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each step in between, others on this machine find the turn taken; afterwards they have it."""
+    steps: list[str] = []
+
+    def taken() -> bool:
+        (file,) = (tmp / f"release-locks-{os.getuid()}").iterdir()
+        with file.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def watched(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*words: Any) -> Any:
+            assert taken(), name
+            steps.append(name)
+            return act(*words)
+
+        return step
+
+    root, reference = small_release(layout), registry.fresh("1.0")
+    push(layout, root, reference)
+    subject = children(root, layout)[1].digest
+    target, entry = Registry.at(reference), put_artifact(layout, "x/1", [])
+    target.put_manifest(entry.digest, entry.media_type, layout.blob(entry.digest).read_bytes())
+    tmp = layout.path.parent / "turns"
+    (tmp / f"release-locks-{os.getuid()}").mkdir(parents=True)
+    (tmp / f"release-locks-{os.getuid()}" / sha256(f"{target.where}@{subject}".encode())[7:]).touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp))
+    monkeypatch.setattr(target, "find_manifest", watched("read", target.find_manifest))
+    monkeypatch.setattr(target, "put_manifest", watched("write", target.put_manifest))
+    target.attach(subject, [entry], settle=0)
+    assert steps == ["read", "write", "read"] and not taken()
 
 
 @pytest.mark.parametrize("how", ["threads", "processes"])

@@ -98,6 +98,9 @@ HOSTILE = {
     "a gap inside": packed({**tensor(), "b": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}, b"1" * 12),
     "an overlap": packed({**tensor(), "b": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}}, b"123456"),
     "twice the same bytes": packed({**tensor(), "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+    "twice the same bytes and a gap as large": packed(
+        {**tensor(), "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678"
+    ),
     "a file that ends early": packed(tensor(), b"123"),
     "metadata that is a list": packed({**tensor(), "__metadata__": [1]}, b"1234"),
     "metadata that is nothing": packed({**tensor(), "__metadata__": None}, b"1234"),
@@ -138,6 +141,20 @@ def peak(data: bytes) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [header.HEADER_LIMIT + 1, 1 << 33, (1 << 64) - 1])
+def test_a_header_beyond_the_limit_is_refused_before_it_is_read(length: int) -> None:
+    asked: list[int | None] = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size)
+            return super().read(size)
+
+    with pytest.raises(StageError, match=f"the header claims {length} bytes"):
+        read_header(Watched(packed(b"{}", length=length)), 1 << 34, "x")
+    assert asked == [8]
 
 
 GREEDY = {
