@@ -16,10 +16,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from .check import main, root_of, torch_missing, triton_missing, unsupported
-from .configurations import CHIP
+from .configurations import CHIP, candidates
 from .contest import COMPILED, EAGER, FLAGGEMS, OURS, REPEATS, Contender, Effort, enough, guarded, measure
 from .interpreter import VARIABLE, interpreted
-from .operator import Facts, Inputs, Operator, size_of
+from .operator import Facts, Inputs, Operator, Sizes, size_of
 
 if TYPE_CHECKING:
     from .clock import Clock
@@ -48,7 +48,8 @@ def absent() -> str:
 def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a bench: `missing` alone where it cannot run, else `machine`, `ceilings`, then `begun` and `result` by turns.
 
-    A request has `chip`, `facts`, `operators` (all, if empty), `dtypes`, and `after`, the operator behind which to go on, if any.
+    A request has `chip`, `facts`, `operators` (all, if empty), `dtypes`, `trying` (every configuration worth it, or the one that holds),
+    and `after`, the operator behind which to go on, if any.
     """
     missing = absent()
     if missing:
@@ -68,11 +69,11 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     facts, theirs = Facts(**request["facts"]), their_launchers()
     names = list(request["operators"] or OPERATORS)
     for name in names[names.index(done) + 1 :] if done else names:
-        yield from lines_of(OPERATORS[name], facts, request["dtypes"], clock, theirs)
+        yield from lines_of(OPERATORS[name], facts, request["dtypes"], clock, theirs, trying=request["trying"])
 
 
 def lines_of(
-    operator: Operator, facts: Facts, dtypes: Sequence[str], clock: Clock, theirs: Mapping[str, Any] | str
+    operator: Operator, facts: Facts, dtypes: Sequence[str], clock: Clock, theirs: Mapping[str, Any] | str, *, trying: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of one operator: each case `begun` and its `result`, or why there is none.
 
@@ -81,7 +82,7 @@ def lines_of(
     from .cases import spelled
     from .native import NATIVE
 
-    shapes = operator.shapes(facts)
+    shapes = distinct(operator.shapes(facts))
     if not shapes:
         yield {"result": skipped(operator, "", f"{facts.model} has no such operator")}
         return
@@ -92,10 +93,15 @@ def lines_of(
             continue
         for sizes in shapes:
             yield {"begun": [operator.name, spelled(sizes), dtype]}
-            asked = contenders(operator, NATIVE[operator.name], theirs)
+            asked = [*contenders(operator, NATIVE[operator.name], theirs), *(tries(operator) if trying else ())]
             yield {"result": {**label(operator, dtype), "case": spelled(sizes), **case(operator, sizes, dtype, asked, clock)}}
     if not set(operator.dtypes) & set(dtypes) and len(operator.dtypes) > 1:
         yield {"result": skipped(operator, "", f"it does not compute in {', '.join(dtypes)}")}
+
+
+def distinct(shapes: Sequence[Sizes]) -> list[Sizes]:
+    """Return each shape once, however often a model calls it: it counts once in a mean."""
+    return list({tuple(sorted(sizes.items())): sizes for sizes in shapes}.values())
 
 
 def label(operator: Operator, dtype: str) -> dict[str, Any]:
@@ -143,6 +149,16 @@ def contenders(operator: Operator, native: Native, theirs: Mapping[str, Any] | s
     why = theirs if isinstance(theirs, str) else "FlagGems has no such operator"
     found.append(Contender(FLAGGEMS, (lambda inputs: partial(launch, **inputs)) if launch else None, "" if launch else why))
     return [replace(contender, ties=native.ties) for contender in found]
+
+
+def tries(operator: Operator) -> list[Contender]:
+    """Return ours with each other configuration worth trying, named by what differs from the one that holds."""
+    now, *others = candidates(operator.name)
+    found = []
+    for other in others:
+        name = " ".join((OURS, *(f"{key}={value}" for key, value in other.items() if value != now[key])))
+        found.append(Contender(name, partial(_called, partial(operator.launch, configuration=other), dict)))
+    return found
 
 
 def _called(call: Callable[..., Any], known: Callable[[Inputs], Inputs], inputs: Inputs) -> Callable[[], Any]:

@@ -34,6 +34,7 @@ def launchers(*, spare: bool = True) -> dict[str, Callable[..., Any]]:
     if interpreted():
         _stand_in()
     import flag_gems as gems
+    import torch
 
     def add_rms_norm(x: Any, residual: Any, weight: Any, epsilon: float) -> Any:
         return gems.fused_add_rms_norm(x.clone() if spare else x, residual, list(weight.shape), weight, epsilon)
@@ -44,6 +45,21 @@ def launchers(*, spare: bool = True) -> dict[str, Callable[..., Any]]:
         cos, sin = table.chunk(2, -1)
         return gems.apply_rotary_pos_emb(query, key, cos, sin, positions, interleaved, inplace=True)
 
+    def softmax_topk(logits: Any, best: int, renormalise: bool) -> Any:
+        weights = logits.new_empty((len(logits), best), dtype=torch.float32)
+        experts, sources = (torch.empty_like(weights, dtype=torch.int32) for _ in range(2))
+        if len(logits):
+            gems.topk_softmax(weights, experts, sources, logits, renormalise)
+        return weights, experts
+
+    def cache_write(key: Any, value: Any, key_cache: Any, value_cache: Any, slots: Any, key_scale: Any, value_scale: Any) -> Any:
+        if key_scale is not None:
+            raise NotOffered("FlagGems writes keys as they are only")
+        if spare and bool((slots >= key_cache.shape[0] * key_cache.shape[1]).any()):
+            raise NotOffered("FlagGems knows padding by −1 alone")
+        gems.reshape_and_cache_flash(key, value, key_cache, value_cache, slots, "auto", None, None)
+        return key_cache, value_cache
+
     return {
         "rms-norm": lambda x, weight, epsilon: gems.rms_norm(x, list(weight.shape), weight, epsilon),
         "add-rms-norm": add_rms_norm,
@@ -51,6 +67,9 @@ def launchers(*, spare: bool = True) -> dict[str, Callable[..., Any]]:
         "rotary": rotary,
         "softmax": lambda x: gems.softmax(x, -1),
         "log-softmax": lambda x: gems.log_softmax(x, -1),
+        "matmul": gems.mm,
+        "softmax-topk": softmax_topk,
+        "cache-write": cache_write,
     }
 
 

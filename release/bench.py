@@ -43,20 +43,27 @@ class Bench:
 
     @property
     def failed(self) -> int:
-        """Return in how many cases ours failed or ended the process."""
+        """Return how many cases failed: ours did, or ended the process, or gave another result with a configuration that was tried."""
         ended = [line for line in self.lines if line.get("status") == "FAILED"]
-        return len(ended) + len([contender for contender in self._ours() if contender["status"] == "FAILED"])
+        rows = (contender for line in self.lines for contender in line["contenders"] if is_ours(contender["name"]))
+        return len(ended) + len([row for row in rows if row["status"] == "FAILED"])
 
     def _ours(self) -> Iterable[JSON]:
         return (contender for line in self.lines for contender in line["contenders"] if contender["name"] == OURS)
 
 
 def bench(
-    chip: Chip, model: Model, operators: Sequence[str] = (), dtypes: Sequence[str] = ("bf16",), *, room: Path = ROOM
+    chip: Chip,
+    model: Model,
+    operators: Sequence[str] = (),
+    dtypes: Sequence[str] = ("bf16",),
+    *,
+    trying: bool = False,
+    room: Path = ROOM,
 ) -> Bench:
     """Time operators (all, where none is named) at a model's shapes on the device that is here; where none is, nothing is timed.
 
-    Dtypes that the chip does not compute in are skipped with that reason.
+    `trying` times ours with every configuration worth it, too. Dtypes that the chip does not compute in are skipped with that reason.
     """
     known = [name for name in dtypes if name in chip.dtypes]
     unknown = tuple(_unsupported(chip.id, name) for name in dtypes if name not in chip.dtypes)
@@ -65,6 +72,7 @@ def bench(
         "facts": asdict(facts_of(model)),
         "operators": list(operators),
         "dtypes": [DTYPES[name] for name in known],
+        "trying": trying,
     }
     if not known:
         return Bench(chip.id, model.id, {}, {}, (), "; ".join(line["why"] for line in unknown))
@@ -153,7 +161,8 @@ def case_of(line: JSON, copy: float | None, rate: float | None) -> JSON:
     rows = [_contender(contender, moved, flops, bound) for contender in line["contenders"]]
     times = {row["name"]: row["median"] for row in rows if row["median"] is not None}
     ours = times.pop(OURS, None)
-    peer = figures.best(times)
+    peer = figures.best({name: seconds for name, seconds in times.items() if not is_ours(name)})
+    tried = figures.best({name: seconds for name, seconds in times.items() if is_ours(name)})
     return {
         **{
             name: line.get(name)
@@ -168,6 +177,7 @@ def case_of(line: JSON, copy: float | None, rate: float | None) -> JSON:
         "contenders": rows,
         "best_peer": peer[0] if peer else None,
         "ratio": peer[1] / ours if peer and ours is not None else None,
+        "best_tried": {"configuration": tried[0].removeprefix(OURS).strip(), "seconds": tried[1]} if tried else None,
     }
 
 
@@ -209,6 +219,11 @@ def families(cases: Sequence[JSON]) -> list[JSON]:
             }
         )
     return found
+
+
+def is_ours(name: str) -> bool:
+    """Say whether a contender is ours, with the configuration that holds or with one that is tried; the latter are no peers."""
+    return name.split(" ", 1)[0] == OURS
 
 
 def contender(case: JSON, name: str) -> dict[str, Any] | None:

@@ -58,6 +58,7 @@ def check(
     show_default=True,
     help="In this dtype, and others so named.",
 )
+@click.option("--try", "trying", is_flag=True, help="Time ours with every configuration worth trying, too.")
 @click.option("--json", "to_json", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure into this file.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the roofline into this file, .svg or .png.")
 @click.pass_context
@@ -67,6 +68,7 @@ def bench(
     model: str,
     operators: tuple[str, ...],
     dtypes: tuple[str, ...],
+    trying: bool,
     to_json: Path | None,
     plot: Path | None,
 ) -> None:
@@ -90,7 +92,7 @@ def bench(
         raise UsageError("pictures need the extra `report`", next_step="pip install 'release[report]'")
     matrix = house_of(context).matrix
     _refuse_unknown(operators)
-    found = timing(matrix.chip(chip), matrix.model(model), operators, dtypes)
+    found = timing(matrix.chip(chip), matrix.model(model), operators, dtypes, trying=trying)
     click.echo(benched(found))
     if to_json:
         write_whole(to_json, as_document(document(found)) + "\n")

@@ -51,11 +51,14 @@ def _cases(cases: list[JSON]) -> Table:
                 *map(_time, peers),
                 case["best_peer"] or NONE,
                 _number(case["ratio"], 2),
+                f"{case['best_tried']['configuration']}: {_number(case['best_tried']['seconds'] * 1e6)} µs"
+                if case["best_tried"]
+                else NONE,
             )
         )
     return table(
         *("operator", "dtype", "case", "ours µs", "± rounds", "GB/s", "TFLOP/s", "of bound"),
-        *("eager µs", "compiled µs", "torch's own µs", "FlagGems µs", "best peer", "peer ÷ ours"),
+        *("eager µs", "compiled µs", "torch's own µs", "FlagGems µs", "best peer", "peer ÷ ours", "best tried"),
         rows=rows,
     )
 

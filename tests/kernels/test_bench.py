@@ -21,11 +21,13 @@ ROOM: Final = Path(__file__).parents[2] / "kernels"
 
 HOST: Final = """
 import json, time
+from dataclasses import replace
 import torch
 from room import bench, contest, figures
 from room.cases import generator
 from room.clock import DeviceClock
 from room.native import NATIVE
+from room.operator import Facts
 from room.operators import OPERATORS
 from room.tolerances import distance
 
@@ -185,6 +187,12 @@ found["lines"] = [
 """
 
 MOVED: Final = """
+found["tries"] = [one.name for one in bench.tries(OPERATORS["silu-mul"])]
+facts = Facts(**dict.fromkeys(("model", "layers", "hidden", "intermediate", "vocabulary", "context", "heads", "kv_heads", "head_dim"), 8))
+without = [OPERATORS["softmax-topk"], replace(OPERATORS["cache-write"], dtypes=("float32", "bfloat16"))]
+lines = [line for one in without for line in bench.lines_of(one, facts, ["float16"], HostClock(), "none", trying=False)]
+found["without"] = [line["result"]["why"] for line in lines]
+found["distinct"] = bench.distinct([{"rows": 1, "width": 8}, {"rows": 2, "width": 8}, {"width": 8, "rows": 1}])
 sizes = {"rows": 10, "heads": 3, "size": 20, "page": 8, "narrow": 1}
 write = OPERATORS["cache-write"]
 found["moved"] = {"cache": write.moved(write.inputs(sizes, torch.bfloat16, CPU, generator(CPU)))}
@@ -326,6 +334,17 @@ def test_bytes_and_operations_leave_out_padding_and_take_in_prefixes(found: Any)
     assert found["moved"]["prefix"] > 0
     assert found["moved"]["prefill"] == 30 * 16 * 2 * (6 + 6 + 2 + 2) + found["moved"]["prefix"] * 2 * 2 * 16 * 2
     assert found["moved"]["latent"] == 2 * 40 * 3 * (48 + 24 + 48)
+
+
+@pytest.mark.integration
+def test_what_is_tried_is_named_by_what_differs_and_a_shape_counts_once(found: Any) -> None:
+    assert found["tries"] == ["ours tile=1024", "ours tile=4096 num_warps=8", "ours tile=8192 num_warps=8"]
+    assert found["distinct"] == [{"width": 8, "rows": 1}, {"rows": 2, "width": 8}]
+
+
+@pytest.mark.integration
+def test_what_a_model_has_not_and_what_an_operator_does_not_compute_in_is_skipped_with_the_reason(found: Any) -> None:
+    assert found["without"] == ["8 has no such operator", "it does not compute in float16"]
 
 
 @pytest.mark.integration

@@ -140,6 +140,18 @@ def test_the_table_names_device_driver_versions_clock_and_cache() -> None:
     assert re.search(r"copy +2000\.0 GB/s +20%", said)
 
 
+def test_a_configuration_that_is_tried_is_no_peer_and_the_best_of_them_is_named() -> None:
+    tried = (way("ours tile=1024", 40e-6, 60e-6), way("ours tile=4096", status="SKIPPED", why="OutOfResources: shared memory"))
+    wrong = way("ours tile=64", status="FAILED", why="another result")
+    ways = (way("ours", 100e-6, 100e-6), way("eager", 200e-6, 200e-6), *tried, wrong)
+    found, document_ = made([*LINES[:2], line("silu-mul", "activation", *ways, moved=10**6, flops=10**6, memory_bound=True)])
+    (case,) = document_["cases"]
+    assert (case["best_peer"], case["ratio"]) == ("eager", pytest.approx(2))
+    assert case["best_tried"] == {"configuration": "tile=1024", "seconds": pytest.approx(50e-6)}
+    assert found.failed == 1
+    assert "tile=1024: 50.0 µs" in benched(found)
+
+
 def test_what_ended_the_process_has_failed() -> None:
     found, document_ = made([*LINES[:3], {"ended": ["matmul", "rows=1", "bfloat16"], "why": "the process was killed"}])
     assert found.failed == 1
