@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,13 +117,9 @@ def check_asked(args: Mapping[str, Any]) -> None:
 
 def misspelt(plan: Plan) -> Iterator[Concern]:
     """An argument that no engine is known to have, and that is nearly one of those that they have, is probably a slip."""
-    known = {plain(name): name for name in KNOWN}
     for name in plan.serve.args:
-        word = plain(name).removeprefix("no")
-        if word in known or plain(name) in known:
-            continue
-        if meant := difflib.get_close_matches(word, known, n=1, cutoff=NEAR):
-            text = f"no engine is known to have the argument {name!r} (did you mean {known[meant[0]]!r}?)"
+        if meant := _meant(name):
+            text = f"no engine is known to have the argument {name!r} (did you mean {meant!r}?)"
             yield Concern(
                 rule="arguments", severity="warn", message=text, next_step="an engine refuses an argument that it does not have"
             )
@@ -131,17 +128,37 @@ def misspelt(plan: Plan) -> Iterator[Concern]:
 def unticked(plan: Plan) -> Iterator[Concern]:
     """A feature that is nearly one of those that vendors tick is probably meant to be it."""
     for feature in plan.features:
-        if feature not in FEATURES and (meant := difflib.get_close_matches(feature, FEATURES, n=1, cutoff=0.8)):
-            text = f"no vendor is known to tick the feature {feature!r} (did you mean {meant[0]!r}?)"
+        if feature not in FEATURES and (meant := _ticked(feature)):
+            text = f"no vendor is known to tick the feature {feature!r} (did you mean {meant!r}?)"
             yield Concern(
                 rule="features", severity="warn", message=text, next_step="rules that look for a feature look for its very name"
             )
 
 
+@cache
+def _meant(name: str) -> str:
+    """Return the argument of an engine that a name is a slip of; "" for one that is known, or like none."""
+    known = {plain(each): each for each in KNOWN}
+    word = plain(name).removeprefix("no")
+    if word in known or plain(name) in known:
+        return ""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=NEAR)
+    return known[near[0]] if near else ""
+
+
+@cache
+def _ticked(feature: str) -> str:
+    """Return the feature that a word is a slip of; "" where it is like none."""
+    near = difflib.get_close_matches(feature, FEATURES, n=1, cutoff=0.8)
+    return near[0] if near else ""
+
+
 def _settings(tree: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every setting that is one value, at any depth, with its place."""
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, str | int | float):  # nearly all are, and to ask for a Mapping is slow
+            yield (*place, name), value
+        elif isinstance(value, Mapping):
             yield from _settings(value, (*place, name))
         elif not isinstance(value, list | tuple) and value is not None:
             yield (*place, name), value

@@ -212,29 +212,32 @@ def _check_reference(matrix: Matrix, cell: str, arm: Arm, path: Path, arm_name: 
     """Raise MatrixError unless the reference, and what it is compared with itself, are other cells of the same model that exist."""
     if arm.reference is None:
         return
-    here = parse.locate(path, "cells", arm_name, "reference")
+
+    def here() -> str:  # only a complaint needs it, and it takes the file anew
+        return parse.locate(path, "cells", arm_name, "reference")
+
     if arm.reference == cell:
-        raise MatrixError(f"{here}: a cell cannot be its own reference", next_step="name another cell of this model, or none")
+        raise MatrixError(f"{here()}: a cell cannot be its own reference", next_step="name another cell of this model, or none")
     following, seen = arm.reference, [cell]
     while following:
         try:
             chip, model, other = split(following)
             file, _ = matrix.cell_file(chip, model)
         except UsageError as problem:
-            raise MatrixError(f"{here}: {problem.message}", next_step=problem.next_step) from problem
+            raise MatrixError(f"{here()}: {problem.message}", next_step=problem.next_step) from problem
         if other not in file.cells:
             raise MatrixError(
-                f"{here}: there is no cell {following}{parse.near(other, file.cells)}",
+                f"{here()}: there is no cell {following}{parse.near(other, file.cells)}",
                 next_step=f"{chip}/{model} is offered as {', '.join(file.cells)}",
             )
         if model != split_cell(cell)[1]:
             raise MatrixError(
-                f"{here}: {following} is a cell of {model}: a cell is compared with the same model",
+                f"{here()}: {following} is a cell of {model}: a cell is compared with the same model",
                 next_step=f"name a cell of {split_cell(cell)[1]}",
             )
         seen.append(following)
         if seen.count(following) > 1:
-            raise MatrixError(f"{here}: references go round in a circle: {' → '.join(seen)}", next_step="leave one of them out")
+            raise MatrixError(f"{here()}: references go round in a circle: {' → '.join(seen)}", next_step="leave one of them out")
         following = file.cells[other].reference or ""
 
 

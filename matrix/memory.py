@@ -283,7 +283,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 def _gather(tree: Mapping[str, Any], found: dict[str, Any]) -> None:
     """Put every key at any depth into `found`; of one name the outermost counts."""
     for value in tree.values():
-        if isinstance(value, Mapping):
+        if not isinstance(value, str | int | float) and isinstance(value, Mapping):  # the latter alone is slow
             _gather(value, found)
     for key, value in tree.items():
         found[plain(key)] = value

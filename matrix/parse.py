@@ -23,8 +23,15 @@ FLOAT: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 PLAIN: Final = re.compile(rf"true|false|{FLOAT.pattern}")
 
-LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-"""One that resolves no types: `_scalar` does, and half as many patterns are tried."""
+
+class _Loader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
+    """One that resolves no types: `_scalar` does. It is asked for every node, so that even asking in vain would cost a sixth of a plan."""
+
+    def resolve(self, kind: object, value: object, implicit: object) -> str:
+        """Return one word for all nodes."""
+        return "untyped"
+
+
 CLEVER: Final = re.compile(r"[&*!]")
 """Without one of these characters a text has no anchor, alias or tag."""
 PLAIN_DEPTH: Final = 1000
@@ -48,11 +55,14 @@ def read(path: Path, kind: type[T]) -> T:
     Anchors, aliases, tags, duplicate keys, more than 1 MiB and more than 50 levels are refused. Plain scalars are typed as in
     JSON: `no`, `1_000`, `0755` and `12:30` are strings.
     """
-    data, lines = document(path)
+    text = _text(path)
+    data = _content(text)
+    if data is None:
+        data, _ = _parsed(path, text)
     try:
         return kind.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as problem:
-        raise _complaint(path, kind, problem, lines) from problem
+        raise _complaint(path, kind, problem, _parsed(path, text)[1]) from problem
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -69,13 +79,7 @@ def locate(path: Path, *place: str | int) -> str:
 
 def document(path: Path) -> tuple[Any, dict[Place, int]]:
     """Return the content of a YAML file, lists as tuples, and the line of every place in it. Raises MatrixError as `read` does."""
-    try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise MatrixError(f"{path}: is larger than {SIZE_LIMIT} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise MatrixError(f"{path}: cannot be read: {problem}") from problem
-    return _parsed(path, text)
+    return _parsed(path, _text(path))
 
 
 def plain(data: bytes, name: str) -> Any:
@@ -102,14 +106,50 @@ def written(document: Any) -> str:
     return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise MatrixError(f"{path}: is larger than {SIZE_LIMIT} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise MatrixError(f"{path}: cannot be read: {problem}") from problem
+
+
+def _content(text: str) -> Any:
+    """Return the content of a text in which nothing is wrong, without the lines; None where `_parsed` has to look closer."""
+    if not _is_plain(text):
+        return None
+    try:
+        return _bare(yaml.compose(text, Loader=_Loader), DEPTH_LIMIT)
+    except (ValueError, yaml.YAMLError):
+        return None
+
+
+def _bare(node: yaml.Node | None, levels: int) -> Any:
+    """Return the value of a node of at most so many levels. Raises ValueError for whatever `_value` has a complaint about."""
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node)
+    if node is None or levels <= 0:
+        raise ValueError
+    if isinstance(node, yaml.SequenceNode):
+        return tuple([_bare(item, levels - 1) for item in node.value])
+    assert isinstance(node, yaml.MappingNode)
+    mapping: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in mapping:
+            raise ValueError
+        mapping[key.value] = _bare(value, levels - 1)
+    return mapping
+
+
 def _parsed(path: Path, text: str) -> tuple[Any, dict[Place, int]]:
     lines: dict[Place, int] = {}
     try:
         if not _is_plain(text):
             _refuse_cleverness(path, text)
-            return _value(path, yaml.compose(text, Loader=LOADER), (), lines), lines
+            return _value(path, yaml.compose(text, Loader=_Loader), (), lines), lines
         try:
-            return _value(path, yaml.compose(text, Loader=LOADER), (), lines), lines
+            return _value(path, yaml.compose(text, Loader=_Loader), (), lines), lines
         except (MatrixError, yaml.YAMLError):
             _refuse_cleverness(path, text)  # the first of several complaints, in the order of the lines
             raise
@@ -140,7 +180,7 @@ def _is_plain(text: str) -> bool:
 
 def _refuse_cleverness(path: Path, text: str) -> None:
     depth = 0
-    for event in yaml.parse(text, Loader=LOADER):
+    for event in yaml.parse(text, Loader=_Loader):
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise MatrixError(f"{path}:{line}: anchors and aliases are not allowed", next_step="write the value out")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from release.cluster import Cluster
     from release.house import House
     from release.types import Argument
+
+BLOCK: Final = 64
+"""Lines that are printed at once."""
 
 
 @click.command()
@@ -84,14 +88,27 @@ def plan(
         raise UsageError("--select is for --bump here", next_step="--all takes patterns in --chip, --model and --precision")
     asked = Asked(device, device_memory, devices, tensor_parallel_size, pipeline_parallel_size, _settings(args))
     if everything:
-        for line in overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json):
-            click.echo(line)
+        _tell(overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json))
         return
     if chip is None or model is None:
         raise UsageError("say what to plan: --chip and --model, or --all")
     study = house.study(precision_for(house.matrix, chip, model, precision), asked)
     click.echo(plan_text(house, study, house.graph(study.plan.cell, until) if study.refusal is None else None, as_json=as_json))
     house.refuse(study)
+
+
+def _tell(lines: Iterable[str]) -> None:
+    """Print lines, so many at a time that looking at the terminal costs nothing: what came before an error is printed before it."""
+    held: list[str] = []
+    try:
+        for line in lines:
+            held.append(line)
+            if len(held) == BLOCK:
+                click.echo("\n".join(held))
+                held.clear()
+    finally:
+        if held:
+            click.echo("\n".join(held))
 
 
 def _bumped(

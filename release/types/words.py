@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -32,6 +33,7 @@ Dtype = Literal["bf16", "fp16", "fp32"]
 CELL: Final = re.compile(r"(?P<chip>[^/@~]+)/(?P<model>[^/@~]+)@(?P<arm>(?P<precision>[^@~/]+)(?:~(?P<variant>[^@~/]+))?)")
 
 
+@cache
 def split_cell(cell: str) -> tuple[str, str, str]:
     """Return chip, model and arm (`bf16`, `bf16~native`) of a cell id. Raises ValueError for anything else."""
     match = CELL.fullmatch(cell)
