@@ -225,6 +225,8 @@ def build_all(
             first = next(iter(ledger.failed), None)
             left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}
             ledger.unreached = {**dict.fromkeys(left, str(first)), **ledger.unreached}
+        for text in ledger.moved:
+            journal.note({"moved": text})
         for cell in cells:
             if cell in kept:
                 night.fates[cell] = night.judge(cell, tasks, ledger, until)

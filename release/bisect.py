@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from release.build import carry, suffices
+from release.build import carry, here, suffices
 from release.errors import ReleaseError, StageError, UsageError
 from release.failures import failures_of
 from release.house import House
@@ -19,7 +19,6 @@ from release.matrix.load import Matrix
 from release.pins import Pin, Pins, pins_of, text_of, wheels_text, with_pins
 from release.pipeline import Stage, graph
 from release.progress import progress_for
-from release.schedule import Limits
 from release.session import Session
 from release.stages import STAGES
 from release.types import JSON, Plan
@@ -110,7 +109,16 @@ def bisect(
             f"{cell}: the two releases have the same pins", next_step="what differs is no pin: compare their lock.json"
         )
     with tempfile.TemporaryDirectory(prefix="release-bisect-") as folder:
-        trial = _Trial(house, cell, good, bad, least, stages, Path(folder), session or (lambda: Session(house.engine_kind)))
+        trial = _Trial(
+            house,
+            cell,
+            good,
+            bad,
+            least,
+            stages,
+            Path(folder),
+            session or (lambda: Session(house.engine_kind, hosts=house.hosts())),
+        )
         if shown := trial.shows(frozenset()):
             raise UsageError(
                 f"{cell}: the good end is not good: {trial.said(shown)}", next_step="give an earlier release as --good"
@@ -177,9 +185,9 @@ class _Trial:
             self.why, self.ran = problem.message, ()
             return frozenset({"plan"})
         key = tasks.of[self.cell, "card"]
-        here = House(matrix, self.house.store, self.house.engine_kind)
-        with here.store.in_use():
-            ledger = carry(here, tasks, [key], progress_for(sys.stderr), Limits(), self.session(), note=False)
+        mixed = House(matrix, self.house.store, self.house.engine_kind)
+        with mixed.store.in_use():
+            ledger = carry(mixed, tasks, [key], progress_for(sys.stderr), here(self.house, None), self.session(), note=False)
             self.ran = tuple(ledger.ran)
             for failed, failure in ledger.failed.items():
                 stage = tasks.tasks[failed].stage.name

@@ -69,15 +69,17 @@ class Fleet:
 
     @contextlib.contextmanager
     def sit(self, seat: Seat, note: str, say: Callable[[str], None] = lambda text: None) -> Iterator[Place]:
-        """Hold the devices of a seat for as long as the block lasts."""
+        """Hold the devices of a seat for as long as the block lasts. The guard frees them at once if we are killed, or leave by Ctrl-C."""
         engine, lent = self.engine(seat.host), self.hosts.hosts[seat.host].chips[seat.chip]
         lease = leased(engine, seat.host, seat.chip, lent.ids, seat.devices, note=note, lasts=self._lasts, say=say)
         grant = lease.__enter__()
         self._lost[seat.host] = grant.lost
         flags = ["--label", f"{HOLDER}={grant.token}"]
         flags += ["--env", f"{lent.visible}={','.join(grant.devices)}"] if lent.visible else []
+        remove = (engine.cli, *engine.reach, "rm", "--force", *grant.containers)
         try:
-            yield Place(engine, tuple(flags), grant)
+            with self._guard().watch("command", *remove):
+                yield Place(engine, tuple(flags), grant)
         finally:
             try:
                 lease.__exit__(None, None, None)

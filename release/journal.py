@@ -57,6 +57,8 @@ class Past:
     cells: tuple[str, ...]
     fates: dict[str, JSON] = field(default_factory=dict)
     ended: str | None = None
+    moved: tuple[str, ...] = ()
+    """Stages that went to another machine, and why."""
 
 
 def runs(store: Store) -> list[Past]:
@@ -77,7 +79,8 @@ def read(path: Path) -> Past | None:
         return None
     fates = {str(line["cell"]): line for line in lines[1:] if isinstance(line.get("cell"), str)}
     ended = next((str(line["ended"]) for line in lines if "ended" in line), None)
-    return Past(str(lines[0].get("began")), tuple(map(str, lines[0]["cells"])), fates, ended)
+    moved = tuple(str(line["moved"]) for line in lines if "moved" in line)
+    return Past(str(lines[0].get("began")), tuple(map(str, lines[0]["cells"])), fates, ended, moved)
 
 
 def _line(text: bytes) -> JSON | None:

@@ -60,11 +60,15 @@ class Lease:
 
 @dataclass(frozen=True)
 class Grant:
-    """Devices that we hold: their ids, and the word by which everything that is started on them is known. `lost` is set if they are taken."""
+    """Devices that we hold: their ids, and the word by which everything that is started on them is known. `lost` is set if they are taken.
+
+    `containers` are the leases themselves: whoever removes them frees the devices.
+    """
 
     devices: tuple[str, ...]
     token: str
     lost: threading.Event
+    containers: tuple[str, ...] = ()
 
 
 def myself() -> str:
@@ -120,7 +124,7 @@ def leased(
         thread = threading.Thread(target=_beat, args=(engine, held, token, lasts, lost, end), name="heartbeat", daemon=True)
         thread.start()
         try:
-            yield Grant(tuple(device.partition("/")[2] for device in held), token, lost)
+            yield Grant(tuple(device.partition("/")[2] for device in held), token, lost, tuple(held.values()))
         finally:
             end.set()
             clear(engine, token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_one_bad_pin_of_eight_is_found_in_few_builds_and_a_second_search_builds_
 
 def test_two_pins_that_are_bad_only_together_are_both_found(tmp_path: Path) -> None:
     assert set(search(tmp_path, needs("alpha", "kappa")).culprits) == {"alpha", "kappa"}
+
+
+def test_servers_are_on_the_hosts_that_there_are(tmp_path: Path) -> None:
+    here, good, bad = ends(tmp_path)
+    (tmp_path / "hosts.yaml").write_text('hosts:\n  rack: {docker: "unix:///run/none.sock", chips: {abacus: {devices: 1}}}\n')
+    served = [replace(stage, on="serve") for stage in stages(needs("theta"), Counter())]
+    served[0], served[1] = replace(served[0], on=""), replace(served[1], uses=lambda plan: {"device:abacus": 1})
+    found = bisect(replace(here, hosts_path=tmp_path / "hosts.yaml"), CELL, good, bad, stages=served)
+    assert found.culprits == ("theta",)
+    made = [here.store.facts(key) for key in here.store.entries()]
+    assert {facts.get("host") for facts in made if facts["stage"] == "serve"} == {"rack"}
 
 
 def test_a_server_that_does_not_start_is_a_symptom_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -215,6 +216,39 @@ def test_our_own_dead_leases_are_known_by_their_free_lock_and_living_ones_are_le
         assert [lease.note for lease in found] == ["killed"]
         leases.clear(engine, found[0].token)
     assert [lease for lease in leases.leases(engine) if lease.device.endswith(str(os.getpid()))] == []
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from release.fleet import Fleet
+from release.guard import Guard
+from release.matrix.load import Matrix
+from release.types import Hosts, Seat
+guard = Guard()
+fleet = Fleet(Hosts.model_validate_json(Path(sys.argv[1]).read_text()), {"cpu": Matrix().chip("cpu")}, lambda: guard)
+with fleet.sit(Seat(host="anvil", chip="cpu", devices=1), "held"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_build_that_is_killed_frees_its_devices_at_once(engine: Engine, yard: Yard, tmp_path: Path) -> None:
+    yard.sshds = {"anvil": yard.sshds["anvil"]}
+    yard.sshds["anvil"].start()
+    (tmp_path / "hosts.json").write_text(yard.hosts().model_dump_json(by_alias=True))
+
+    def mine() -> list[leases.Lease]:
+        return [lease for lease in leases.leases(engine) if lease.device == f"cpu/anvil-{os.getpid()}"]
+
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "hosts.json")], stdout=subprocess.PIPE) as build:
+        assert build.stdout is not None and build.stdout.readline() == b"held\n"
+        (lease,) = mine()
+        build.kill()
+    deadline = time.monotonic() + lease.left - 10
+    while mine() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert mine() == [], "long before it would have expired"
 
 
 @contextlib.contextmanager

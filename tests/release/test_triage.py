@@ -15,6 +15,7 @@ from release.errors import UsageError
 from release.failures import BY_STAGE, KINDS, failures_of
 from release.house import House
 from release.journal import KEPT, Journal, read, runs
+from release.pipeline import Run
 from release.schedule import Limits
 from release.show.night import status as status_text
 from release.show.night import triage as triage_text
@@ -241,8 +242,9 @@ def test_old_journals_go_and_a_store_that_cannot_be_written_costs_no_build(tmp_p
 def test_a_build_of_many_cells_keeps_what_became_of_each(tmp_path: Path) -> None:
     here = house(tmp_path)
     cells = ("cambricon/qwq-32b@bf16", "nvidia/qwq-32b@bf16~native")
-    build_all(here, cells, until="render", limits=Limits(2))
+    build_all(here, cells, until="render", limits=Limits(2), runner=lambda *words: Run(*words, moved=["a stage: its host died"]))
     (past,) = runs(here.store)
+    assert past.moved == ("a stage: its host died",)
     assert past.ended and {cell: each["state"] for cell, each in past.fates.items()} == dict(
         zip(cells, ("failed", "done"), strict=True)
     )
