@@ -63,7 +63,7 @@ def contents(layer: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(layer), errors="surrogateescape") as archive:
         found: dict[str, bytes] = {}
         for info in archive.getmembers():
-            with suppress(KeyError):
+            with suppress(KeyError, RecursionError):  # a symbolic link to itself, by whatever name, leads tarfile in circles
                 stream = archive.extractfile(info) if info.isreg() or info.islnk() else None
                 found |= {info.name: stream.read()} if stream else {}
         return found

@@ -249,6 +249,14 @@ def test_the_commands_export_verify_import_and_compare(built: Built, registry: D
     assert differs.status == 1 and "made-by" in differs.out and "release 9.9" in differs.out
 
 
+def test_a_blob_that_lies_outside_is_not_read_though_it_is_the_same(bundle: Path, tmp_path: Path) -> None:
+    path = blob_of(bundle, "bf16")
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(VerificationError, match="it has no sha256"):
+        Folder(bundle).get_blob(Folder(bundle).named["bf16"], Layout.create(tmp_path / "into"))
+
+
 def test_a_folder_reads_as_a_registry_does(bundle: Path) -> None:
     folder = Folder(bundle)
     assert folder.find_manifest("nothing") is None

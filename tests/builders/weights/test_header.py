@@ -173,6 +173,14 @@ def test_a_greedy_header_is_refused_in_bounded_memory(what: str) -> None:
     assert peak(packed(GREEDY[what]())) < 350 << 20
 
 
+def test_tensors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {f"t{n}": {"dtype": "I8", "shape": [], "data_offsets": [n, n + 1]} for n in range(5)}
+    assert len(header_of(packed(many, b"12345")).tensors) == 5
+    monkeypatch.setattr(header, "MOST_TENSORS", 4)
+    with pytest.raises(StageError, match="it has 5 tensors, more than 4"):
+        header_of(packed(many, b"12345"))
+
+
 def test_a_million_tensors_are_refused_before_anything_is_parsed() -> None:
     data = b"{" + b",".join(b'"%d":{"dtype":"I8","shape":[],"data_offsets":[0,1]}' % n for n in range(550_000)) + b"}"
     assert len(data) < header.HEADER_LIMIT
