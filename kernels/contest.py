@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OURS: Final = "ours"
 EAGER: Final = "eager"
-"""The way of torch whose result all others are compared with."""
+"""The way of torch whose result the others are compared with first."""
 COMPILED: Final = "compiled"
 FLAGGEMS: Final = "flaggems"
 REPEATS: Final = 2
@@ -58,7 +58,7 @@ class Effort:
 def measure(
     operator: Operator, inputs: Inputs, asked: Sequence[Contender], clock: Clock, effort: Effort | None = None
 ) -> dict[str, Any]:
-    """Time contenders by turns (ours, peer, …, ours, peer, …) on rotating copies of inputs, those alone that give what torch's eager gives.
+    """Time contenders by turns (ours, peer, …, ours, peer, …) on rotating copies of inputs, those alone that give the right result.
 
     Returns `copies`, whether results were `compared`, and `contenders`: name, status (MEASURED, SKIPPED, FAILED), the median seconds of
     each round, and why there are none.
@@ -81,17 +81,46 @@ def measure(
 
 
 def compare(operator: Operator, inputs: Inputs, asked: Sequence[Contender], clock: Clock, why: Reasons) -> bool:
-    """Call each contender once and note why of those that raise or give another result than eager; say whether eager gave one."""
+    """Call each contender once and note why of those that raise or give a wrong result; say whether there was one to compare with.
+
+    First with eager's, which costs little; where one differs, all with the float64 reference, for eager may be the one that is wrong.
+    Where the device has no float64, or no memory for it, eager's word stands.
+    """
     expected: tuple[Any, ...] | None = None
+    doubted: Reasons = {}
     for contender in sorted(asked, key=lambda contender: contender.name != EAGER):
         outputs = guarded(contender.name, clock, why, partial(_once, contender, inputs))
-        if outputs is None or contender.name == EAGER:
-            expected = outputs if contender.name == EAGER else expected
-        elif expected is not None:
-            apart = guarded(contender.name, clock, why, partial(away, operator, inputs, outputs, expected, contender.ties))
-            if apart is not None and apart > APART:
-                why[contender.name] = ("FAILED", f"another result than torch's eager: {apart:.2g} times the tolerance away")
-    return expected is not None
+        if contender.name == EAGER:
+            expected = outputs
+        elif outputs is not None and expected is not None:
+            _weigh(operator, inputs, contender, outputs, expected, APART, "torch's eager", clock, doubted)
+    if not doubted:
+        return expected is not None
+    truth = guarded("", clock, {}, lambda: several(operator.reference(**inputs)))
+    if truth is None:
+        why |= doubted
+        return True
+    for contender in asked:
+        outputs = guarded(contender.name, clock, why, partial(_once, contender, inputs)) if contender.name not in why else None
+        if outputs is not None:
+            _weigh(operator, inputs, contender, outputs, truth, 1.0, "the float64 reference", clock, why)
+    return True
+
+
+def _weigh(
+    operator: Operator,
+    inputs: Inputs,
+    contender: Contender,
+    outputs: tuple[Any, ...],
+    expected: tuple[Any, ...],
+    limit: float,
+    whose: str,
+    clock: Clock,
+    why: Reasons,
+) -> None:
+    apart = guarded(contender.name, clock, why, partial(away, operator, inputs, outputs, expected, contender.ties))
+    if apart is not None and apart > limit:
+        why[contender.name] = ("FAILED", f"another result than {whose}: {apart:.2g} times the tolerance away")
 
 
 def rounds(
