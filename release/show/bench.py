@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
-from release.bench import MEASURED, OURS, ceilings_of, contender, document
+from release.bench import MEASURED, OURS, ceilings_of, contender, document, is_ours
 from release.publish.pictures import SCHEMA, STYLE, WIDTH
 from release.show.text import MARKS, counted, table, text
 from release.types import JSON
@@ -136,7 +136,7 @@ def _unit(value: float | None, unit: str) -> str:
 def roofline(found: Bench) -> JSON | None:
     """Return the picture of a bench in Vega-Lite: every case by its operations a byte and a second, below the measured ceilings.
 
-    None where there is no case with both, or no ceiling to draw.
+    None where there is no case with both, or no ceiling to draw. Configurations that were only tried are left out.
     """
     copy, rates = ceilings_of(found)
     points = [
@@ -148,7 +148,7 @@ def roofline(found: Bench) -> JSON | None:
         }
         for case in document(found)["cases"]
         for row in case["contenders"]
-        if case["intensity"] and row["teraflops"]
+        if case["intensity"] and row["teraflops"] and (row["name"] == OURS or not is_ours(row["name"]))
     ]
     if not points or copy is None:
         return None

@@ -150,6 +150,9 @@ def test_a_configuration_that_is_tried_is_no_peer_and_the_best_of_them_is_named(
     assert case["best_tried"] == {"configuration": "tile=1024", "seconds": pytest.approx(50e-6)}
     assert found.failed == 1
     assert "tile=1024: 50.0 µs" in benched(found)
+    spec = roofline(found)
+    assert spec is not None
+    assert {point["way"] for point in spec["layer"][1]["data"]["values"]} == {"ours", "eager"}
 
 
 def test_what_ended_the_process_has_failed() -> None:
