@@ -36,13 +36,16 @@ integration = pytest.mark.integration
 
 
 class Shared:
-    """An image in a repository, and two releases of it: one cell, built again a day later, and its newer card."""
+    """An image in a repository, and the releases of two cells that have it, with weights of their own, made a day apart."""
 
     def __init__(self, registry: Distribution, folder: Path) -> None:
         self.folder = folder
         self.first = registry.fresh("bf16")
         self.second = replace(self.first, tag="bf16-again")
-        self.records = {self.first: record(), self.second: record(created="2026-11-21T12:00:00+00:00")}
+        self.records = {
+            self.first: record(),
+            self.second: record(cell="abacus/pebble-7b@bf16~own", created="2026-11-21T12:00:00+00:00"),
+        }
         for where, made in self.records.items():
             whole(folder / where.tag, made).publish(where)
         self.registry = Registry.at(self.first)
