@@ -220,9 +220,11 @@ def _publish_beside(registry: Registry, source: Folder, subject: str) -> None:
 
         if found := source.find_manifest(f"{subject.replace(':', '-')}.sig"):
             put_simple(registry, layout, subject, bring(found[0]))
+        referring = []
         for each in source.referrers(subject):
             found = source.get_manifest(each.digest)
             said = parse_verified(found[1], found[0]).get("subject")
             if not isinstance(said, dict) or said.get("digest") != subject:
                 raise VerificationError(f"{each.digest} is listed as a referrer of {subject}, and is none", where=source.where)
-            put(registry, layout, subject, bring(found[0]))
+            referring.append(bring(found[0]))
+        put(registry, layout, subject, *referring)
