@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ SCHEMA: Final = "release-operator-calls/2"
 EVERY_SECONDS: Final = 2.0
 MOST_SHAPES: Final = 4096
 """Different calls that are told apart; a server has a few for each number of tokens. Beyond that the shape is left out."""
+WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,60}")
+"""How operators, libraries and dtypes are spelled; a record may come from another machine."""
 MOST_BYTES: Final = 16 << 20
 """Bytes of a record that are read: those of MOST_SHAPES calls are a tenth of it."""
 
@@ -142,7 +145,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if not isinstance(document, dict) or document.get("schema") != SCHEMA or not isinstance(document.get("calls"), list):
             raise ValueError(f"its schema is not {SCHEMA}")
         for row in document["calls"]:
-            if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("operator", "library", "dtype")):
+            if not isinstance(row, dict) or not all(
+                WORD.fullmatch(str(row.get(name))) for name in ("operator", "library", "dtype")
+            ):
                 raise ValueError("a call names no operator, library or dtype")
             if not isinstance(row.get("shape"), list) or not all(_whole(size) for size in (*row["shape"], row.get("calls"))):
                 raise ValueError("a call has no shape, or no count")

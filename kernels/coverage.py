@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -30,6 +30,13 @@ DEFINITIONS: Final = {
     },
 }
 """What each share counts, where a device's kernels were seen and where only a processor's operators were."""
+RECORDED: Final = {
+    "kinds": "kinds of operators of the registry that the plugin saw called: those of which a library in Triton served any call, of all",
+    "launches": "calls of operators of the registry, as the plugin counted them: those that a library in Triton served, of all",
+}
+"""What the shares of recorded calls count: of the operators that the plugin can replace alone, and not of the whole model."""
+IN_TRITON: Final = ("ours", "flaggems")
+"""Libraries of the registry whose operators are written in Triton."""
 RULES: Final = (
     "Communication and what no pattern knows stay in the total; what no pattern knows never counts as Triton. A switch that is set counts "
     "for nothing: only what the profile shows ran."
@@ -130,6 +137,20 @@ def coverage(traces: Iterable[list[Any]]) -> Coverage:
         raise ValueError("the profile has neither a kernel nor an operator: was the server asked anything while it was profiled?")
     kinds = tuple(sorted(found.values(), key=lambda kind: (-kind.time, kind.name)))
     return Coverage(kinds, _shares(kinds, device), device)
+
+
+def recorded(rows: Iterable[Mapping[str, Any]]) -> tuple[Share, ...]:
+    """Return the shares of recorded calls (`calls.read_calls`) that libraries in Triton served; none where nothing was recorded."""
+    calls: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for row in rows:
+        calls[row["operator"]][row["library"] in IN_TRITON] += row["calls"]
+    if not calls:
+        return ()
+    kinds = sum(triton > 0 for _, triton in calls.values())
+    return (
+        Share("kinds", kinds, len(calls), RECORDED["kinds"]),
+        Share("launches", sum(row[1] for row in calls.values()), sum(sum(row) for row in calls.values()), RECORDED["launches"]),
+    )
 
 
 def _shares(kinds: tuple[Kind, ...], device: bool) -> tuple[Share, ...]:

@@ -85,3 +85,61 @@ def rotary(layer: Any, libraries: Sequence[str], calls: Calls, registry: Registr
             return query, key
 
     return Rotary
+
+
+def experts(layer: Any, libraries: Sequence[str], calls: Calls, registry: Registry) -> Any:
+    """Return a class for UnquantizedFusedMoEMethod, which counts the calls of its experts, routed outside of it or (monolithic) inside."""
+
+    class Experts(layer):  # type: ignore[misc]
+        def forward(self, layer: Any, x: Any, *words: Any, **more: Any) -> Any:
+            calls.count("expert-matmul", NATIVE, tuple(x.shape), x.dtype)
+            return super().forward(layer, x, *words, **more)
+
+        def apply_monolithic(self, layer: Any, x: Any, *words: Any, **more: Any) -> Any:
+            calls.count("expert-matmul", NATIVE, tuple(x.shape), x.dtype)
+            return super().apply_monolithic(layer, x, *words, **more)
+
+    return Experts
+
+
+def scaled(kernel: Any, libraries: Sequence[str], calls: Calls, registry: Registry) -> Any:
+    """Return a kernel of int8 linear layers in place of the one that vLLM would choose.
+
+    Ours takes weights [columns, depth] with one scale a column and quantises activations token by token; layers with zero points, with a
+    fixed scale of their activations or in another dtype stay the engine's, and so does everything where both operators are not chosen.
+    """
+    asked = "ours" if set(libraries) == {"ours"} else NATIVE
+
+    class Scaled(kernel):  # type: ignore[misc]
+        own = False
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            weight, scale, *rest = self.layer_param_names
+            dtype = str(getattr(layer, "params_dtype", None)).removeprefix("torch.")
+            fixed = self.config.is_static_input_scheme or not self.config.input_symmetric
+            if asked == NATIVE or fixed or not registry["w8a8-matmul"][asked].takes(dtype):
+                super().process_weights_after_loading(layer)
+                return
+            self.own = True
+            of_columns = getattr(layer, scale).data.float().reshape(-1)
+            if not self.config.is_channelwise:  # one scale for each of the layers that were joined into this one
+                of_columns = of_columns.repeat_interleave(of_columns.new_tensor(layer.logical_widths).long())
+            self.kept = getattr(layer, weight).data, of_columns[:, None].contiguous()
+            for name in rest:
+                setattr(layer, name, None)
+
+        def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
+            library = asked if self.own else NATIVE
+            for operator in ("int8-per-token", "w8a8-matmul"):
+                calls.count(operator, library, tuple(x.shape), x.dtype)
+            if not self.own:
+                return super().apply_weights(layer, x, bias)
+            from .operators import OPERATORS
+
+            weights, of_columns = self.kept
+            rows, of_rows = OPERATORS["int8-per-token"].launch(x.reshape(-1, x.shape[-1]))
+            out = OPERATORS["w8a8-matmul"].launch(rows, of_rows, weights, of_columns, bias, x.dtype)
+            return out.reshape(*x.shape[:-1], len(weights))
+
+    Scaled.__name__ = f"Release{kernel.__name__}"
+    return Scaled

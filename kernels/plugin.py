@@ -1,7 +1,8 @@
 """The plugin that vLLM loads in each of its processes (`vllm.general_plugins`): it puts the chosen operators into vLLM's layers.
 
 vLLM lets a class stand in for a layer of its own (`CustomOp.register_oot` in vllm/model_executor/custom_op.py, 0.20 to 0.32). The class
-that stands in here counts each call and hands it on: to a kernel of ours, to FlagGems, or to the layer that it replaces.
+that stands in here counts each call and hands it on: to a kernel of ours, to FlagGems, or to the layer that it replaces. For int8
+linear layers it lets a kernel be registered (`register_linear_kernel`, 0.32).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .calls import RECORD, Calls
 from .registry import NATIVE, SWITCH, Choice, choices, registry
@@ -28,7 +29,8 @@ def install() -> None:
         return
     chosen = choices(os.environ, missing())
     calls = Calls(Path(folder) if folder else None)
-    replaced = _replace({choice.operator: choice.library for choice in chosen}, calls)
+    libraries = {choice.operator: choice.library for choice in chosen}
+    replaced = [*_replace(libraries, calls), *_put_before(libraries, calls)]
     from vllm.logger import init_logger
 
     init_logger("vllm.release_kernels").info("%s", told(chosen, replaced, bool(folder)))
@@ -62,13 +64,14 @@ def _replace(libraries: dict[str, str], calls: Calls) -> list[str]:
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-    from .layers import norm, rotary, silu
+    from .layers import experts, norm, rotary, silu
 
     done = []
     for layer, names, make in (
         (RMSNorm, ("rms-norm", "add-rms-norm"), norm),
         (SiluAndMul, ("silu-mul",), silu),
         (RotaryEmbedding, ("rotary",), rotary),
+        *((layer, ("expert-matmul",), experts) for layer in _moe_layers()),
     ):
         if layer.__name__ not in op_registry_oot:
             name = layer.name  # the layer's own, by which vLLM's configuration switches it: registering gives it another
@@ -77,3 +80,35 @@ def _replace(libraries: dict[str, str], calls: Calls) -> list[str]:
             stand_in.name = name
             done.append(layer.__name__)
     return done
+
+
+def _moe_layers() -> list[Any]:
+    """Return the layer of fused experts, if this vLLM has it where 0.32 does."""
+    try:
+        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+    except ImportError:
+        return []
+    return [UnquantizedFusedMoEMethod]
+
+
+def _put_before(libraries: dict[str, str], calls: Calls) -> list[str]:
+    """Put a kernel before those that vLLM chooses from for int8 linear layers, and return its name: the first that can is taken.
+
+    `register_linear_kernel` (vllm/model_executor/kernels/linear, 0.32) puts a new one last, behind kernels that take every layer.
+    """
+    try:
+        from vllm.model_executor.kernels import linear
+        from vllm.platforms import current_platform
+
+        possible = linear._POSSIBLE_INT8_KERNELS[current_platform._enum]
+    except (ImportError, AttributeError, KeyError):
+        return []
+    from .layers import scaled
+
+    base = next((kernel for kernel in possible if kernel.is_supported()[0]), None)
+    if base is None:
+        return []
+    kernel = scaled(base, [libraries.get(name, NATIVE) for name in ("int8-per-token", "w8a8-matmul")], calls, registry())
+    linear.register_linear_kernel(kernel, current_platform._enum, "int8")
+    possible.insert(0, possible.pop())
+    return [base.__name__]

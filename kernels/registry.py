@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 SWITCH: Final = "RELEASE_OPERATORS"
 INCLUDE: Final = "RELEASE_OPERATORS_INCLUDE"
@@ -45,13 +45,32 @@ class Choice:
 @cache
 def registry() -> Mapping[str, Mapping[str, Implementation]]:
     """Return the implementations of each operator that an engine's layers are replaced by, by library."""
-    table = json.loads(Path(__file__).with_name("registry.json").read_bytes())
     return {
         operator: {
-            library: Implementation(**{name: tuple(values) for name, values in facts.items()}) for library, facts in row.items()
+            library: Implementation(**{name: tuple(values) for name, values in facts.items()})
+            for library, facts in row["libraries"].items()
         }
-        for operator, row in table.items()
+        for operator, row in _table().items()
+        if "libraries" in row
     }
+
+
+@cache
+def seams() -> Mapping[str, str]:
+    """Return by operator the place of the engine at which another one can stand in: `vLLM 0.32`'s own name of it."""
+    return {operator: str(row["seam"]) for operator, row in _table().items() if "seam" in row}
+
+
+@cache
+def beyond() -> Mapping[str, str]:
+    """Return the operators of the room that the switch does not reach in the engine, each with the reason."""
+    return {operator: str(row["why"]) for operator, row in _table().items() if "why" in row}
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("registry.json").read_bytes())
+    return table
 
 
 def choices(environment: Mapping[str, str], missing: Mapping[str, str]) -> tuple[Choice, ...]:
@@ -85,6 +104,8 @@ def _named(environment: Mapping[str, str], variable: str) -> set[str]:
     """Return the operators that a variable names; FlagGems' spelling with `_` is as good as ours."""
     names = {name.strip().replace("_", "-") for name in environment.get(variable, "").split(",") if name.strip()}
     for name in sorted(names - set(registry())):
+        if name in beyond():
+            raise ValueError(f"{variable}: the switch does not reach {name}: {beyond()[name]}")
         raise ValueError(f"{variable}: there is no operator {name!r}; {_meant(name, tuple(registry()))}")
     return names
 

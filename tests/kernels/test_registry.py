@@ -12,16 +12,24 @@ import pytest
 
 from release.kernels.calls import Calls, read_calls, summed
 from release.kernels.plugin import LINE, told
-from release.kernels.registry import LIBRARIES, choices, registry
+from release.kernels.registry import LIBRARIES, beyond, choices, registry, seams
 
 
 def test_every_operator_has_a_native_implementation_and_no_library_that_the_switch_does_not_know() -> None:
     assert all("native" in row and set(row) <= set(LIBRARIES) for row in registry().values())
 
 
-def test_the_registry_names_no_operator_of_ours_that_the_room_has_not() -> None:
+def test_the_registry_names_every_operator_of_the_room_with_its_seam_or_why_the_switch_does_not_reach_it() -> None:
     room = json.loads((Path(__file__).parents[2] / "kernels" / "configurations.json").read_bytes())
-    assert {operator for operator, row in registry().items() if "ours" in row} <= set(room)
+    assert set(registry()) | set(beyond()) == set(room)
+    assert not set(registry()) & set(beyond())
+    assert set(seams()) == set(registry())
+    assert all(len(why) > 20 for why in beyond().values())
+
+
+def test_an_operator_that_the_switch_does_not_reach_is_refused_in_a_list_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"the switch does not reach grouped-topk: no seam in vLLM"):
+        choices({"RELEASE_OPERATORS": "ours", "RELEASE_OPERATORS_INCLUDE": "grouped_topk"}, {})
 
 
 def test_without_a_switch_everything_is_native() -> None:
@@ -63,8 +71,8 @@ def test_the_line_of_the_log_says_what_was_installed_and_where_not_why() -> None
     chosen = choices({"RELEASE_OPERATORS": "ours", "RELEASE_OPERATORS_EXCLUDE": "rotary"}, {})
     line = told(chosen, ["RMSNorm", "SiluAndMul"], True)
     assert (
-        line
-        == f"{LINE}: ours: rms-norm, add-rms-norm, silu-mul; native (excluded): rotary; in RMSNorm, SiluAndMul; calls are recorded"
+        line == f"{LINE}: ours: rms-norm, add-rms-norm, silu-mul, int8-per-token, w8a8-matmul; native (excluded): rotary; "
+        "native (ours has none): expert-matmul; in RMSNorm, SiluAndMul; calls are recorded"
     )
 
 
@@ -123,7 +131,7 @@ def test_the_end_of_a_process_writes_every_call_and_a_child_keeps_a_record_of_it
         '{"schema": "release-operator-calls/2", "calls": [3]}',
         '{"schema": "release-operator-calls/2", "calls": [{"operator": "a", "library": "b", "dtype": "c", "shape": [1], "calls": -1}]}',
         '{"schema": "release-operator-calls/2", "calls": [{"operator": "a", "library": "b", "dtype": "c", "shape": ["x"], "calls": 1}]}',
-        '{"schema": "release-operator-calls/2", "calls": [{"operator": 1, "library": "b", "dtype": "c", "shape": [1], "calls": 1}]}',
+        '{"schema": "release-operator-calls/2", "calls": [{"operator": "| a", "library": "b", "dtype": "c", "shape": [1], "calls": 1}]}',
     ],
 )
 def test_a_record_of_calls_that_is_none_is_refused_by_name(text: str, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What stands in for an engine's layers: it computes what the layer would, and counts what it did."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+from types import SimpleNamespace
+import torch
+from release.kernels.calls import Calls
+from release.kernels.layers import scaled
+from release.kernels.registry import registry
+
+
+class Theirs:
+    layer_param_names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+
+    def __init__(self, fixed=False, symmetric=True, channelwise=True):
+        self.config = SimpleNamespace(is_static_input_scheme=fixed, input_symmetric=symmetric, is_channelwise=channelwise)
+
+    def process_weights_after_loading(self, layer):
+        layer.theirs = True
+
+    def apply_weights(self, layer, x, bias=None):
+        return torch.full((*x.shape[:-1], 5), 7.0)
+
+
+def layer(scales, dtype=torch.float16):
+    weight = torch.randint(-127, 128, (5, 64), generator=draw, dtype=torch.int8)
+    return SimpleNamespace(weight=weight, weight_scale=scales, params_dtype=dtype, logical_widths=[2, 3], input_scale=1, azp_adj=1)
+
+
+draw = torch.Generator().manual_seed(0)
+calls = Calls(None)
+ours, x = scaled(Theirs, ["ours", "ours"], calls, registry()), torch.randn(2, 3, 64, generator=draw).half()
+for own, scales in ((ours(), torch.rand(5, 1, generator=draw)), (ours(channelwise=False), torch.rand(2, generator=draw))):
+    at, bias = layer(scales), torch.randn(5, generator=draw).half()
+    own.process_weights_after_loading(at)
+    columns = scales.reshape(-1) if len(scales) == 5 else scales[[0, 0, 1, 1, 1]]
+    step = x.double().abs().amax(-1, keepdim=True) / 127
+    wanted = (x.double() / step).round() * step @ (at.weight.double() * columns.double()[:, None]).t() + bias.double()
+    got = own.apply_weights(at, x, bias)
+    assert got.shape == (2, 3, 5) and got.dtype == x.dtype
+    assert (got.double() - wanted).abs().max() < 0.02 * wanted.abs().max(), (got, wanted)
+    assert not hasattr(at, "theirs") and at.azp_adj is None
+for own, dtype in ((ours(fixed=True), torch.float16), (ours(symmetric=False), torch.float16), (ours(), torch.float32)):
+    at = layer(torch.ones(5, 1), dtype)
+    own.process_weights_after_loading(at)
+    assert at.theirs and (own.apply_weights(at, x) == 7).all(), "what ours cannot take stays theirs"
+half = scaled(Theirs, ["ours", "native"], calls, registry())()
+half.process_weights_after_loading(at := layer(torch.ones(5, 1)))
+assert at.theirs and (half.apply_weights(at, x) == 7).all(), "one of two operators alone is none"
+print(sorted((operator, library, count) for (operator, library, *_), count in calls.counts.items()))
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not here")
+def test_an_int8_linear_layer_is_computed_by_ours_or_stays_the_engines_and_is_counted_as_what_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(file)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(
+        sorted(
+            (operator, library, calls)
+            for operator in ("int8-per-token", "w8a8-matmul")
+            for library, calls in (("ours", 2), ("native", 4))
+        )
+    )
