@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -34,13 +36,8 @@ def write_wheel(folder: Path) -> dict[str, str | int]:
     It is a function of the room's files: sorted names, one time stamp, one mode, stored without compression, whose output differs between
     versions of zlib. Format: Binary distribution format of the Python packaging specifications.
     """
-    room = Path(kernels.__file__).parent
     info = f"{PACKAGE}-{__version__}.dist-info"
-    files = {
-        f"{PACKAGE}/{path.relative_to(room).as_posix()}": path.read_bytes()
-        for path in room.rglob("*")
-        if path.suffix in KINDS and path.is_file()
-    }
+    files = _room()
     texts = {"METADATA": METADATA, "WHEEL": WHEEL, "entry_points.txt": ENTRY_POINTS}
     files |= {f"{info}/{name}": text.encode() for name, text in texts.items()}
     rows = [f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in sorted(files.items())]
@@ -57,6 +54,23 @@ def write_wheel(folder: Path) -> dict[str, str | int]:
         "file": target.name,
         "sha256": sha256_file(target),
         "bytes": target.stat().st_size,
+    }
+
+
+@cache
+def digest_of() -> str:
+    """Return a digest of everything that the wheel is made from, as `sha256:…`."""
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(_room().items())}
+    text = json.dumps([METADATA, WHEEL, ENTRY_POINTS, files])
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _room() -> dict[str, bytes]:
+    room = Path(kernels.__file__).parent
+    return {
+        f"{PACKAGE}/{path.relative_to(room).as_posix()}": path.read_bytes()
+        for path in room.rglob("*")
+        if path.suffix in KINDS and path.is_file()
     }
 
 

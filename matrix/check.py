@@ -18,12 +18,17 @@ from release.matrix.arguments import check_arguments, check_asked
 from release.matrix.load import Matrix, split
 from release.matrix.memory import plain
 from release.types import Argument, Arm, CellFile, Chip, Device, Dtype, Parallel, Plan, Serve, Source, split_cell
+from release.types.cell import Operators
 from release.types.chip import MOST_MEMORY
 
 FLOATS: Final[dict[str, Dtype]] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
 SHARED: Final = ("adapters", "consistency", "accuracy", "benchmarks", "documents")
 """What all precisions of a cell file have alike."""
+SWITCH: Final = "RELEASE_OPERATORS"
+PLUGIN_CHIP: Final = "RELEASE_KERNELS_CHIP"
+SWITCHED_TO: Final = ("ours", "flaggems", "native")
+"""What the plugin release-kernels reads: whose operators, and the chip that they run on."""
 MOST_DEVICES: Final = 16384
 """Devices beyond which an option is a slip."""
 
@@ -86,7 +91,7 @@ def plan_of(matrix: Matrix, cell: str, asked: Asked | None = None) -> Plan:
         wheels=wheels,
         wheels_sha256=digest_of(matrix, wheels, path, "wheels") if wheels else None,
         packages={**file.packages, **arm.packages},
-        serve=_serve(file.serve, arm.serve, asked),
+        serve=_switched(_serve(file.serve, arm.serve, asked), arm.operators or file.operators, chip.id),
         parallel=_parallel(arm.parallel or file.parallel, asked),
         world_sizes=file.world_sizes if arm.world_sizes is None else arm.world_sizes,
         engine_config={**file.engine_config, **arm.engine_config},
@@ -198,12 +203,46 @@ def _serve(shared: Serve, arm: Serve, asked: Asked) -> Serve:
         ) from problem
 
 
+def _switched(serve: Serve, operators: Operators | None, chip: str) -> Serve:
+    """Return how a server is started whose image has our plugin: with the switch, and the chip that its operators are chosen for."""
+    if operators is None or not operators.plugin:
+        return serve
+    return serve.model_copy(update={"env": {**serve.env, PLUGIN_CHIP: chip, **operators.env}})
+
+
+def _check_plugin(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None:
+    """Raise MatrixError unless a plugin that is asked for can be installed and is switched to a library that it knows."""
+    operators, place = (file.operators, ()) if arm.operators is None else (arm.operators, ("cells", arm_name))
+    if operators is None or not operators.plugin:
+        return
+    here = (*place, "operators")
+    if (arm.wheels or file.wheels) is None:
+        raise MatrixError(
+            f"{parse.locate(path, *here, 'plugin')}: the image installs no wheels, so no plugin either",
+            next_step="name the pins of its wheels, or leave out 'plugin'",
+        )
+    said = operators.env.get(SWITCH)
+    if said not in SWITCHED_TO:
+        missing = "is not set" if said is None else f"is {said!r}{parse.near(said, SWITCHED_TO)}"
+        raise MatrixError(
+            f"{parse.locate(path, *here, 'env')}: {SWITCH}, which the plugin reads, {missing}",
+            next_step=f"set it to one of {', '.join(SWITCHED_TO)}",
+        )
+    other = {**file.serve.env, **arm.serve.env}.get(SWITCH, said)
+    if other != said:
+        raise MatrixError(
+            f"{parse.locate(path, *here, 'env')}: {SWITCH} is {said!r} here, and {other!r} in the server's environment",
+            next_step="leave it out of 'serve'",
+        )
+
+
 def _check(matrix: Matrix, cell: str, file: CellFile, path: Path, asked: Asked) -> None:
     """Raise for what no type can see: references, sources and arguments of a cell, and the arguments that were asked for."""
     arm_name = split_cell(cell)[2]
     arm = file.cells[arm_name]
     _check_reference(matrix, cell, arm, path, arm_name)
     _check_sources(arm, file.sources, path, arm_name)
+    _check_plugin(file, arm, path, arm_name)
     check_arguments(file, arm, path, arm_name)
     check_asked(asked.args)
 

@@ -109,15 +109,22 @@ def wheels(work: Work) -> str:
 
     pins = read_pins(work.matrix.file(work.reads["pins"])) if work.reads["pins"] else []
     found = _download(work, pins)
+    if work.reads.get("plugin"):
+        from release.builders.plugin import write_wheel
+
+        found = sorted([*found, write_wheel(work.out / "wheels")], key=lambda wheel: str(wheel["name"]))
     work.write("wheels.json", found)
-    if not pins:
+    if not found:
         return "none: the base image brings them"
     return f"{len(found)} wheels, {_megabytes(found)}"
 
 
 def reads_wheels(plan: Plan, matrix: Matrix) -> JSON:
-    """The pins and the interpreter that they must fit."""
+    """The pins and the interpreter that they must fit, and which state of our plugin comes with them, if it does."""
+    from release.builders.plugin import digest_of
+
     return {
+        **({"plugin": digest_of()} if plan.operators and plan.operators.plugin else {}),
         "pins": plan.wheels,
         "sha256": plan.wheels_sha256,
         "python": plan.python and dump(plan.python),

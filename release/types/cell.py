@@ -210,11 +210,15 @@ class Operators(Frozen):
     """What a cell claims of its operators: which library serves them, and the line of the server's log (a regular expression) that proves it.
 
     `env` is the switch that turns it on, as the server's environment has it; the same image without it runs the native operators.
+    With `plugin`, our own wheel `release-kernels` is installed in the image: its switch is RELEASE_OPERATORS, and it is set from `env`.
+    With `share`, the server is profiled, and the card says which share ran in Triton.
     """
 
     library: Slug
     env: Environment
     proof: str = Field(min_length=4, max_length=400)
+    plugin: bool = False
+    share: bool = False
     source: str = ""
 
 

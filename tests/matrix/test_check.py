@@ -124,6 +124,54 @@ def test_a_reference_that_cannot_be_is_refused_with_its_line(reference: str, wan
     assert f"pebble-7b.yaml:17: cells.w8a8.reference: {wanted}" in str(complaint(tmp_path, file=text))
 
 
+PLUGIN = "    operators: {library: ours, env: {RELEASE_OPERATORS: ours}, proof: release operators, plugin: true}\n"
+
+
+def with_plugin(text: str = PLUGIN) -> str:
+    return CELL.replace("  w8a8:\n", "  w8a8:\n" + text, 1)
+
+
+def test_a_plugin_that_is_asked_for_is_switched_on_in_the_server_of_that_cell_alone(tmp_path: Path) -> None:
+    matrix = Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": with_plugin()}),))
+    env = plan_of(matrix, "abacus/pebble-7b@w8a8").serve.env
+    assert env == {"A": "1", "RELEASE_OPERATORS": "ours", "RELEASE_KERNELS_CHIP": "abacus"}
+    assert plan_of(matrix, "abacus/pebble-7b@bf16").serve.env == {"A": "1"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        (
+            "RELEASE_OPERATORS: ours",
+            "RELEASE_OPERATOR: ours",
+            "operators.env: RELEASE_OPERATORS, which the plugin reads, is not set",
+        ),
+        (
+            "RELEASE_OPERATORS: ours",
+            "RELEASE_OPERATORS: our",
+            "operators.env: RELEASE_OPERATORS, which the plugin reads, is 'our'",
+        ),
+        ("plugin: true", "plugin: yes please", "operators.plugin"),
+        ("plugin: true", "plugins: true", "plugin"),
+    ],
+)
+def test_a_plugin_without_a_switch_that_it_knows_is_refused_with_its_line(
+    old: str, new: str, wanted: str, tmp_path: Path
+) -> None:
+    said = str(complaint(tmp_path, file=with_plugin(PLUGIN.replace(old, new))))
+    assert wanted in said and "pebble-7b.yaml:17" in said
+
+
+def test_a_switch_that_says_two_things_is_refused(tmp_path: Path) -> None:
+    text = with_plugin().replace('env: {A: "1"}', "env: {RELEASE_OPERATORS: native}", 1)
+    assert "RELEASE_OPERATORS is 'ours' here, and 'native' in the server's environment" in str(complaint(tmp_path, file=text))
+
+
+def test_a_plugin_where_no_wheels_are_installed_is_refused(tmp_path: Path) -> None:
+    text = with_plugin().replace("wheels: wheels/abacus.txt\n", "", 1)
+    assert "the image installs no wheels" in str(complaint(tmp_path, file=text))
+
+
 def test_a_reference_on_another_chip_is_found(tmp_path: Path) -> None:
     text = CELL.replace("reference: abacus/pebble-7b@bf16", "reference: cpu/pebble-7b@fp32", 1)
     there = "chip: cpu\nmodel: pebble-7b\nengine: vllm\ncells: {fp32: {}}\n"
