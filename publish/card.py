@@ -111,6 +111,7 @@ def _found(record: JSON) -> JSON:
         "further": [verdict for verdict in verdicts if verdict["name"].startswith("accuracy/")],
         "settlement": record.get("settlement"),
         "judged": [verdict for verdict in verdicts if family(verdict["name"]) in ("performance", "operators")],
+        "coverage": record.get("coverage"),
         "passed": sum(verdict["status"] == "PASSED" for verdict in checks),
     }
 

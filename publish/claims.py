@@ -32,7 +32,7 @@ CLAIMS: Final = re.compile(
     r"\b(?:us(?:e|es|ed|ing)|enabl(?:e|ed|es|ing)|integrat(?:ed|ion|es)|kernels?|provided)\b|采用|使用|启用|集成|算子"
 )
 SWITCH: Final = re.compile(
-    r"\bUSE_FLAGGEMS['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:1|true|yes)\b|\bVLLM_FL_[A-Z_]{1,40}['\"]?\s{0,4}[=:]|\bflag_gems\.enable\(",
+    r"\bUSE_FLAGGEMS['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:1|true|yes)\b|\bRELEASE_OPERATORS['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:ours|flaggems)\b|\bVLLM_FL_[A-Z_]{1,40}['\"]?\s{0,4}[=:]|\bflag_gems\.enable\(",
     re.IGNORECASE,
 )
 SHARE: Final = re.compile(r"[0-9]\s?[%％]")

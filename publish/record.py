@@ -23,6 +23,9 @@ EVIDENCE: Final = (
     ("accuracy", "samples.jsonl"),
     ("accuracy", "evaluation.json"),
     ("performance", "*-*-*-*.json"),
+    ("profile", "coverage.json"),
+    ("profile", "*.json.gz"),
+    ("profile", "calls-*.json"),
     ("reference:accuracy", "samples.jsonl"),
     ("reference:accuracy", "evaluation.json"),
 )
@@ -92,6 +95,7 @@ def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
         "consistency": work.result("consistency", "consistency.json"),
         "settlement": work.result("settle", "settlement.json")["settlement"],
         "performance": work.result("performance", "performance.json"),
+        "coverage": _coverage(work),
         "accuracy": {
             "rule": plan["accuracy"],
             "candidate": work.result("accuracy", "accuracy.json"),
@@ -115,6 +119,14 @@ def assemble(work: Work, verdicts: list[JSON], waivers: list[JSON]) -> JSON:
             for need, fact in facts.items()
         ],
     }
+
+
+def _coverage(work: Work) -> JSON | None:
+    """Return the shares of Triton with what each counts; the list of all kinds of operators is evidence, and none was asked for: None."""
+    if "profile" not in work.inputs:
+        return None
+    found = work.result("profile", "coverage.json")
+    return {name: value for name, value in found.items() if name != "kinds"}
 
 
 def _pins(work: Work, plan: Mapping[str, Any]) -> JSON:
@@ -182,6 +194,7 @@ def planned(
         "consistency": None,
         "settlement": None,
         "performance": None,
+        "coverage": None,
         "accuracy": {"rule": document["accuracy"], "candidate": None, "reference": None},
         "reference": plan.reference and {"cell": plan.reference, "serve": None},
         "reported": document["reported"],

@@ -151,6 +151,12 @@ def ends(tasks: Graph, cells: Iterable[str], until: str | None) -> list[str]:
     return [tasks.of[cell, stage] for cell in cells for stage in (until or "publish", *DELIVERED) if (cell, stage) in tasks.of]
 
 
+def profile_cell(house: House, cell: str, *, jobs: int | None = None) -> Path:
+    """Build a cell as far as its server can be profiled, and return the folder of its traces, recorded calls and coverage.json."""
+    build(house, cell, until="profile", jobs=jobs)
+    return house.store.get(house.graph(cell, "profile").of[cell, "profile"])
+
+
 def unpatch_cell(
     house: House, cell: str, into: Path | None, *, key: Path | None = None, offline: bool = False, fix: bool = True
 ) -> list[JSON]:

@@ -1,13 +1,150 @@
-"""The share of a served model's operators, read from profiles of its server: what the kernels room counts, as an answer of ours."""
+"""The share of a served model's operators: its server is profiled while it answers, and what the kernels room counts is our answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import binascii
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from release.errors import UsageError
-from release.kernels.coverage import RULES, Coverage, Kind, coverage, read_trace
-from release.types import JSON
+from release.errors import StageError, UsageError
+from release.kernels.calls import EVERY_SECONDS, RECORD, read_calls, summed
+from release.kernels.coverage import RULES, Coverage, Kind, Share, coverage, read_trace, recorded
+from release.kernels.registry import beyond
+from release.matrix.load import Matrix
+from release.pipeline import Work
+from release.trial import reads_serve, server_of
+from release.types import JSON, Plan
+
+if TYPE_CHECKING:
+    from release.validators.serving import Server
+
+TRACES: Final = "/tmp/release-profile"
+CALLS: Final = "/tmp/release-calls"
+"""Where traces and recorded calls lie in the container: its root is read-only, and /tmp is memory."""
+QUESTIONS: Final = 16
+LONGEST: Final = 64
+AT_ONCE: Final = 8
+"""Questions that are asked under the profiler, the tokens that an answer may have, and how many are in flight."""
+NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.(?:json|json\.gz)")
+MOST_FILES: Final = 256
+
+
+def profile(work: Work) -> str:
+    """Start the image with the engine's profiler on, ask questions, and keep the traces, the recorded calls and the shares."""
+    reads = work.reads
+    if reads["serve"]["unknown"]:
+        raise StageError(reads["serve"]["unknown"])
+    if not reads["serve"]["health"] or not reads["profiler"]:
+        raise StageError(
+            f"nothing is known of a profiler of {reads['serve']['engine']}",
+            next_step="profile the server by hand, and give the traces: release kernels coverage FOLDER",
+        )
+    from release.validators.endpoint import Endpoint
+
+    server = server_of(work, work.task.key, reads["serve"])
+    endpoint, prompts = Endpoint(server.url, reads["serve"]["model"]), _prompts(work)
+    work.line.note("warming up")
+    _ask(endpoint, prompts)  # what runs once, at the first questions, is no share of serving
+    _switch(endpoint, "/start_profile")
+    work.line.note(f"{len(prompts)} questions under the profiler")
+    tokens = _ask(endpoint, prompts)
+    _switch(endpoint, "/stop_profile")
+    time.sleep(EVERY_SECONDS * 1.5)  # the last calls are written by then
+    (work.out / "server.log").write_text(server.log(), encoding="utf-8")
+    _fetch(server, TRACES, work.out)
+    _fetch(server, CALLS, work.out)
+    found, calls = measure([work.out]), _recorded(work.out)
+    asked = {"questions": len(prompts), "in-flight": AT_ONCE, "max-tokens": reads["max-tokens"], "answered-tokens": tokens}
+    work.write("coverage.json", {**document(found, calls), "asked": asked, "added": reads["profiler"]})
+    return "Triton: " + ", ".join(f"{_percent(share)} by {share.by}" for share in found.shares)
+
+
+def reads_profile(plan: Plan, matrix: Matrix) -> JSON:
+    """How the server is started and what is added for the profiler, and which questions are asked."""
+    from release.builders.engines import engine_named
+
+    serve = reads_serve(plan, matrix)
+    added = [str(word) for word in getattr(engine_named(plan.engine), "PROFILER", ())]
+    argv = [*serve["argv"], *(word.format(folder=TRACES) for word in added)]
+    return {
+        "serve": {**serve, "argv": argv, "serve": {**serve["serve"], "env": {**serve["serve"]["env"], RECORD: CALLS}}},
+        "profiler": [word.format(folder=TRACES) for word in added],
+        "questions": plan.accuracy and {name: getattr(plan.accuracy, name) for name in ("questions", "sha256", "grader")},
+        "example": plan.model.example,
+        "most": QUESTIONS,
+        "max-tokens": LONGEST,
+    }
+
+
+def unprofiled(plan: Plan) -> tuple[str, ...]:
+    """Return the needs that a plan spares whose share of Triton nobody asks for."""
+    return () if plan.operators and plan.operators.share else ("profile",)
+
+
+def _prompts(work: Work) -> list[str]:
+    from release.validators.questions import read_questions
+
+    known = work.reads["questions"]
+    if known is None:
+        return [str(work.reads["example"])] * AT_ONCE
+    asked = read_questions(work.matrix.file(known["questions"]), known["sha256"], known["grader"])
+    return [question.prompt for question in asked[: work.reads["most"]]]
+
+
+def _ask(endpoint: Any, prompts: Sequence[str]) -> int:
+    """Ask all prompts, several in flight, and return the tokens of the answers as the server counts them."""
+
+    def answer(prompt: str) -> int:
+        usage = endpoint.chat(prompt, max_tokens=LONGEST, temperature=0, seed=0).get("usage") or {}
+        return int(usage.get("completion_tokens") or 0)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return sum(pool.map(answer, prompts))
+
+
+def _switch(endpoint: Any, path: str) -> None:
+    answer = endpoint.post(path, b"")
+    if answer.status != 200:
+        raise StageError(f"the server answered {path} with HTTP {answer.status}: {answer.quoted}")
+
+
+def _fetch(server: Server, folder: str, into: Path) -> None:
+    """Copy the JSON files of a folder in the server's container, which may lie in memory and on another machine, into `into`."""
+    _, listed, _ = server.engine.execute(server.container, ["ls", "-1", folder])
+    names = [name for name in listed.splitlines() if NAME.fullmatch(name)]
+    if len(names) > MOST_FILES:
+        raise StageError(f"{folder} of the container has {len(names)} files: something else writes there")
+    for name in names:
+        status, out, err = server.engine.execute(server.container, ["base64", "-w0", f"{folder}/{name}"])
+        try:
+            data = base64.b64decode(out, validate=True)
+        except binascii.Error as problem:
+            raise StageError(f"{folder}/{name} cannot be read out of the container: {problem}") from problem
+        if status:
+            raise StageError(f"{folder}/{name} cannot be read out of the container: {err.strip()[-200:]}")
+        (into / name).write_bytes(data)
+
+
+def _recorded(folder: Path) -> list[dict[str, Any]]:
+    """Return the calls that a server's processes recorded. Raises UsageError for a file that is no such record."""
+    try:
+        return read_calls(folder)
+    except ValueError as problem:
+        raise UsageError(str(problem), next_step="give the folder that RELEASE_OPERATORS_RECORD named") from problem
+
+
+def calls_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the calls that were recorded beside traces, in the folders among `paths`; none where nothing was."""
+    return [row for path in paths if path.is_dir() for row in _recorded(path)]
+
+
+def _percent(share: Share) -> str:
+    return "nothing observed" if share.share is None else f"{share.share:.1%}"
 
 
 def profiles(paths: Sequence[Path]) -> list[Path]:
@@ -31,15 +168,15 @@ def measure(paths: Sequence[Path]) -> Coverage:
         raise UsageError(str(problem), next_step="give what /start_profile and /stop_profile of vLLM left") from problem
 
 
-def document(found: Coverage) -> JSON:
-    """Return a coverage as JSON: no share stands in it without its definition."""
+def document(found: Coverage, calls: Sequence[Mapping[str, Any]] = ()) -> JSON:
+    """Return a coverage, and what was recorded of calls, as JSON: no share stands in it without its definition."""
     return {
         "counted": "kernels of a device" if found.device else "operators of a host processor",
         "rules": RULES,
-        "shares": [
-            {"by": share.by, "share": share.share, "triton": share.part, "total": share.whole, "definition": share.definition}
-            for share in found.shares
-        ],
+        "shares": [_told(share) for share in found.shares],
+        "recorded": {"shares": [_told(share) for share in recorded(calls)], "calls": summed(calls), "beyond": dict(beyond())}
+        if calls
+        else None,
         "kinds": [
             {
                 "name": kind.name,
@@ -51,6 +188,10 @@ def document(found: Coverage) -> JSON:
             for kind in found.kinds
         ],
     }
+
+
+def _told(share: Share) -> JSON:
+    return {"by": share.by, "share": share.share, "triton": share.part, "total": share.whole, "definition": share.definition}
 
 
 def by_library(kinds: Sequence[Kind]) -> list[tuple[str, bool, int, int, float]]:

@@ -21,7 +21,7 @@ BY_STAGE: Final = {
     "conformance": "conformance",
     **dict.fromkeys(("trace", "consistency"), "consistency"),
     **dict.fromkeys(("accuracy", "compare", "benchmarks", "settle"), "accuracy"),
-    **dict.fromkeys(("performance", "judge"), "performance"),
+    **dict.fromkeys(("performance", "profile", "judge"), "performance"),
 }
 """What a failure is where no sign says more."""
 BY_ERROR: Final = {"StoreError": "infrastructure", "EngineError": "infrastructure"}

@@ -8,6 +8,7 @@ from typing import Final
 
 from release.benchmarks import benchmarks, reads_benchmarks, reads_settle, settle_sets, unsettled
 from release.consistency import consistency, reads_consistency, reads_trace, trace, unexamined
+from release.coverage import profile, reads_profile, unprofiled
 from release.matrix.load import Matrix
 from release.matrix.memory import memory_of
 from release.matrix.rules import concerns
@@ -247,6 +248,7 @@ STAGES: Final = (
         unsettled,
     ),
     Stage("performance", 1, ("image", "weights", "serve", "conformance"), reads_performance, performance, on="serve"),
+    Stage("profile", 1, ("image", "weights"), reads_profile, profile, uses=served_by, on="profile"),
     Stage("judge", 1, ("conformance", "performance", "reference:performance"), reads_judge, judge, ungated),
     Stage(
         "card",
@@ -266,6 +268,7 @@ STAGES: Final = (
             "compare",
             "settle",
             "performance",
+            "profile",
             "judge",
             "reference:trace",
             "reference:accuracy",
@@ -273,7 +276,7 @@ STAGES: Final = (
         ),
         reads_card,
         card,
-        unexamined,
+        lambda plan: (*unexamined(plan), *unprofiled(plan)),
     ),
     Stage("publish", 2, ("image", "weights", "card"), reads_publish, publish),
 )

@@ -14,7 +14,8 @@ class ServingEngine(Protocol):
     """What a module of this folder offers.
 
     `TEMPLATE` is its Dockerfile template and `HEALTH` the path that answers 200 when it serves; an engine that does not serve every plan
-    has a function `health(plan)` beside it, which gives the path, or nothing where no server is started (`health_of`). In the container
+    has a function `health(plan)` beside it, which gives the path, or nothing where no server is started (`health_of`).
+    One with torch's profiler has `PROFILER`, the words that are added to its command for it. In the container
     the weights lie at /model, and the files that `files(plan)` gives lie under /release.
     """
 

@@ -9,6 +9,11 @@ from release.types import Plan
 
 TEMPLATE: Final = "Dockerfile.vllm.j2"
 HEALTH: Final = "/health"
+PROFILER: Final = (
+    *("--profiler-config.profiler", "torch", "--profiler-config.torch_profiler_dir", "{folder}"),
+    *("--profiler-config.torch_profiler_with_stack", "false"),
+)
+"""What is added to the command so that POST /start_profile and /stop_profile leave traces in a folder (vllm/config/profiler.py)."""
 BACKEND: Final = "distributed-executor-backend"
 
 

@@ -106,18 +106,33 @@ def bench(
 
 
 @kernels.command()
-@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("traces", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.option("--chip", shell_complete=complete("chips"), help="The chip of a cell whose server is profiled now.")
+@click.option("--model", shell_complete=complete("models"), help="Its model.")
+@click.option("--precision", help="Its precision, and ~variant where there is one.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document, with every kind of operator.")
-def coverage(traces: tuple[Path, ...], as_json: bool) -> None:
+@click.pass_context
+def coverage(
+    context: click.Context, traces: tuple[Path, ...], chip: str | None, model: str | None, precision: str | None, as_json: bool
+) -> None:
     """Say what share of a served model's operators ran in Triton: by kind, by launches, by time, each with its definition.
 
-    TRACES are what torch's profiler wrote of one server, or the folder of them: `vllm serve … --profiler-config.profiler torch
-    --profiler-config.torch_profiler_dir DIR`, then POST /start_profile, requests, POST /stop_profile.
+    With --chip and --model the cell is built as far as its image, started with the profiler on, and asked questions. Or TRACES are
+    what torch's profiler wrote of one server, or the folder of them: `vllm serve … --profiler-config.profiler torch
+    --profiler-config.torch_profiler_dir DIR`, then POST /start_profile, requests, POST /stop_profile; calls that the plugin recorded
+    ($RELEASE_OPERATORS_RECORD) are read where they lie in such a folder.
     """
-    from release.coverage import measure
+    from release.coverage import calls_of, measure
     from release.show.coverage import covered
 
-    click.echo(covered(measure(traces), as_json=as_json))
+    if bool(traces) == bool(chip and model) or bool(chip) != bool(model):
+        raise UsageError("give traces, or the --chip and the --model whose server is to be profiled")
+    if chip and model:
+        from release.build import profile_cell
+
+        house = house_of(context)
+        traces = (profile_cell(house, house.cell(chip, model, precision)),)
+    click.echo(covered(measure(traces), calls_of(traces), as_json=as_json))
 
 
 def _refuse_unknown(operators: tuple[str, ...]) -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from rich.markup import escape
 from rich.table import Table
 
 from release.coverage import by_library, document
-from release.kernels.coverage import RULES, Coverage
+from release.kernels.calls import summed
+from release.kernels.coverage import RULES, Coverage, recorded
+from release.kernels.registry import beyond
 from release.show.text import as_document, text
 
 MOST: Final = 12
 """Kinds that a table shows; the others are in --json."""
 
 
-def covered(found: Coverage, *, as_json: bool) -> str:
-    """Return the three shares with their definitions, the libraries, and the kinds that took longest."""
+def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json: bool) -> str:
+    """Return the three shares with their definitions, the libraries, the kinds that took longest, and the calls that were recorded."""
     if as_json:
-        return as_document(document(found))
+        return as_document(document(found, calls))
     shares = Table("Triton", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
-    for share in found.shares:
+    for share in (*found.shares, *recorded(calls)):
         value = "nothing observed" if share.share is None else f"{share.share:.1%}"
         shares.add_row(value, share.by, _figure(share.by, share.part, share.whole), share.definition)
     libraries = Table("library", "Triton", "kinds", "launches", "ms", box=None, pad_edge=False, header_style="bold")
@@ -29,7 +32,15 @@ def covered(found: Coverage, *, as_json: bool) -> str:
     longest = Table("operator", "library", "launches", "ms", box=None, pad_edge=False, header_style="bold")
     for kind in found.kinds[:MOST]:
         longest.add_row(escape(kind.name[:60]), escape(kind.library), str(kind.launches), f"{kind.time / 1000:.1f}")
-    return text(shares, RULES, libraries, longest)
+    if not calls:
+        return text(shares, RULES, libraries, longest, "No calls were recorded: the server had no plugin release-kernels.")
+    counted = Table("recorded operator", "library", "calls", box=None, pad_edge=False, header_style="bold")
+    for row in summed(calls):
+        counted.add_row(escape(row["operator"]), escape(row["library"]), str(row["calls"]))
+    unreached = Table("not in the switch's reach", "why", box=None, pad_edge=False, header_style="bold")
+    for name, why in beyond().items():
+        unreached.add_row(escape(name), escape(why))
+    return text(shares, RULES, libraries, longest, counted, unreached)
 
 
 def _figure(by: str, part: float, whole: float) -> str:

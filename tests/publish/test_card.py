@@ -23,6 +23,7 @@ from records import pebble, record, unbuilt
 from release.builders.engines import engine_named, health_of
 from release.containers import run_command
 from release.errors import ReleaseError, TemplateError, UsageError
+from release.kernels.coverage import DEFINITIONS, RECORDED, RULES
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
 from release.publish.card import literal, render_card
@@ -546,3 +547,39 @@ def test_what_was_measured_stands_on_the_card_and_a_tail_only_with_requests_enou
     assert "### How fast" in text
     assert "### How fast" not in render_card(record())
     assert "性能" in render_card(record(performance=_measured(completed)), "zh")
+
+
+COVERED: dict[str, Any] = {
+    "counted": "kernels of a device",
+    "rules": RULES,
+    "shares": [
+        {"by": "kinds", "share": 0.25, "triton": 5, "total": 20, "definition": DEFINITIONS[True]["kinds"]},
+        {"by": "launches", "share": 0.702, "triton": 702, "total": 1000, "definition": DEFINITIONS[True]["launches"]},
+        {"by": "time", "share": None, "triton": 0.0, "total": 0.0, "definition": DEFINITIONS[True]["time"]},
+    ],
+    "recorded": {
+        "shares": [{"by": "kinds", "share": 1.0, "triton": 1, "total": 1, "definition": RECORDED["kinds"]}],
+        "calls": [{"operator": "rms-norm", "library": "ours | theirs", "calls": 12}],
+    },
+    "asked": {"questions": 16, "in-flight": 8, "max-tokens": 64, "answered-tokens": 321},
+}
+
+
+@pytest.mark.parametrize(("language", "title"), [("en", "Which share runs in Triton"), ("zh", "Triton 的占比")])
+def test_a_share_of_triton_stands_on_the_card_with_its_definition_or_not_at_all(language: str, title: str) -> None:
+    bare = render_card(record(), language)
+    assert title not in bare and "Triton" not in bare
+    card = render_card(record(coverage=COVERED), language)
+    assert title in card
+    rows = [line for line in card.splitlines() if any(each["definition"] in line for each in COVERED["shares"])]
+    assert [re.sub(r"\s+", " ", row.split("|")[1]).strip() for row in rows[:2]] == ["25.0 %", "70.2 %"]
+    assert "%" not in rows[2], "nothing observed is no share of nothing"
+    for each in re.findall(r"^\| *[\d.]+ % \|.*$", card, re.MULTILINE):
+        assert len(each.split("|")[4].strip()) > 10, f"a share without a definition: {each}"
+    assert "| rms-norm | ours &#124; theirs | 12 |" in card, "what a record says gets out of no cell"
+    assert lint(card) == lint(bare), "a share with a definition is no new defect"
+
+
+def test_a_card_without_recorded_calls_speaks_of_no_plugin() -> None:
+    card = render_card(record(coverage={**COVERED, "recorded": None}))
+    assert "Which share runs in Triton" in card and "release-kernels" not in card
