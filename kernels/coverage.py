@@ -32,7 +32,7 @@ DEFINITIONS: Final = {
 """What each share counts, where a device's kernels were seen and where only a processor's operators were."""
 RECORDED: Final = {
     "kinds": "kinds of operators of the registry that the plugin saw called: those of which a library in Triton served any call, of all",
-    "launches": "calls of operators of the registry, as the plugin counted them: those that a library in Triton served, of all",
+    "launches": "calls of operators of the registry that the plugin counted since the server started: those in Triton, of all",
 }
 """What the shares of recorded calls count: of the operators that the plugin can replace alone, and not of the whole model."""
 IN_TRITON: Final = ("ours", "flaggems")
