@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from release.builders import tar
-from release.builders.tar import Member, Sink
-from release.errors import StageError
+from release.builders.inventory import Drop, inside, inventory
+from release.builders.tar import Sink
 
-Drop = Callable[[str, Collection[str]], bool]
-"""Says of a path without leading slash, given all paths of its layer, whether it stays out of the image."""
-
-WHITEOUT: Final = ".wh."
+__all__ = ["Drop", "Rewritten", "debris", "inside", "rewrite_tar"]
 
 DROPPED: Final = frozenset(
     (
@@ -96,7 +93,8 @@ def rewrite_tar(
     own layer), every mtime is `epoch`, user and group names are empty, ids and modes are kept, of PAX headers only extended
     attributes. Of a set of hard links the first name carries the content. Of members of one name the last wins. Whiteouts are
     kept whatever `drop` says, and a dropped directory is kept while something under it is. The archive ends with two zero
-    blocks and nothing more. Memory holds the headers, never the content; `on_bytes` hears of every chunk of content.
+    blocks and nothing more. Memory holds neither the content nor, in a layer of very many members, their headers, which go to a
+    file in TMPDIR; `on_bytes` hears of every chunk of content.
 
     Raises StageError for an archive that is damaged, cut off, or contradicts itself (`..` in a name, a file with children, a
     directory that is also a file, a circle of hard links); what was written to `target` by then is worthless.
@@ -104,89 +102,18 @@ def rewrite_tar(
     if isinstance(source, Path):
         with source.open("rb") as stream:
             return rewrite_tar(stream, target, epoch=epoch, drop=drop, on_bytes=on_bytes)
-    nodes = _nodes(tar.read_members(source))
-    kept = _kept(nodes, drop)
-    carriers: dict[int, str] = {}
     blocks = tar.Blocks(target)
-    for name in sorted(kept, key=_order):
-        node = nodes[name]
-        carrier = carriers.setdefault(node.offset, name)
-        if carrier != name:
-            node = replace(node, type=tar.LINK, link=carrier, size=0, xattrs=())
-        shown = (f"{name}/" if name else "./") if node.type == tar.DIRECTORY else name
-        blocks.write(tar.header(replace(node, name=shown), epoch))
-        if node.size:
-            tar.copy(source, node.offset, node.size, blocks, on_bytes)
-            blocks.write(tar.padding(node.size))
+    with inventory() as layer:
+        for member in tar.read_members(source):
+            layer.add(member)
+        layer.resolve()
+        rewritten = Rewritten(*layer.settle(drop))
+        for name, node in layer.staying():
+            shown = (f"{name}/" if name else "./") if node.type == tar.DIRECTORY else name
+            blocks.write(tar.header(replace(node, name=shown), epoch))
+            if node.size:
+                tar.copy(source, node.offset, node.size, blocks, on_bytes)
+                blocks.write(tar.padding(node.size))
     blocks.write(tar.END)
     blocks.flush()
-    return Rewritten(len(kept), len(nodes) - len(kept))
-
-
-def inside(name: str) -> str:
-    """Return a path of an archive without leading slash, `.` and doubled slashes; the root is the empty string.
-
-    Raises StageError where a part of it is `..`.
-    """
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise StageError(f"the archive has the path {name!r}, which leads out of it")
-    return "/".join(parts)
-
-
-def _nodes(members: Iterable[Member]) -> dict[str, Member]:
-    """Return what each name of the layer finally is. Names of one hard link set share one member, told by its offset."""
-    nodes: dict[str, Member] = {}
-    for member in members:
-        name, node = inside(member.name), member
-        if member.type == tar.LINK:
-            link = inside(member.link)
-            if link == name and link in nodes:
-                continue
-            node = nodes.get(link, replace(member, link=link))
-        known = nodes.get(name, node)
-        if (known.type == tar.DIRECTORY) != (node.type == tar.DIRECTORY) or (not name and node.type != tar.DIRECTORY):
-            raise StageError(f"the layer has {name or '/'!r} both as a directory and as something else")
-        nodes[name] = node
-    for name in reversed(nodes):
-        if nodes[name].type == tar.LINK:
-            nodes[name] = _linked(name, nodes)
-    for name, node in nodes.items():
-        _check_place(name, node, nodes)
-    return nodes
-
-
-def _linked(name: str, nodes: dict[str, Member]) -> Member:
-    """Return what the hard link `name`, which stands before its target, is: the target, or a link into a lower layer."""
-    link = nodes[name].link
-    target = nodes.get(link, nodes[name])
-    if link in nodes and target.type == tar.LINK and target.link in nodes:
-        raise StageError(f"the hard links {name!r} and {link!r} of the layer lead to one another")
-    return target
-
-
-def _check_place(name: str, node: Member, nodes: dict[str, Member]) -> None:
-    if node.type == tar.DIRECTORY and inside(node.name) != name:
-        raise StageError(f"the layer has {name!r} as a hard link to the directory {node.name!r}")
-    above = name.rpartition("/")[0]
-    while above and above not in nodes:
-        above = above.rpartition("/")[0]
-    if above and nodes[above].type != tar.DIRECTORY:
-        raise StageError(f"the layer has {name!r}, but {above!r} is no directory")
-
-
-def _kept(nodes: dict[str, Member], drop: Drop) -> set[str]:
-    """Return the names that stay: what `drop` leaves, all whiteouts, and the directories above them."""
-    names = nodes.keys()
-    kept = {name for name in names if name.rpartition("/")[2].startswith(WHITEOUT) or not drop(name, names)}
-    for name in tuple(kept):
-        above = name.rpartition("/")[0]
-        while above and above not in kept:
-            if above in nodes:
-                kept.add(above)
-            above = above.rpartition("/")[0]
-    return kept
-
-
-def _order(name: str) -> bytes:
-    return tar.raw(f"/{name}".replace(f"/{WHITEOUT}", f"/\0{WHITEOUT}"))
+    return rewritten

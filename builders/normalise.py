@@ -40,6 +40,8 @@ KEPT: Final[Mapping[str, type[Any]]] = {
 """What of the engine's container config an image keeps: the keys that the OCI image-spec knows, less the labels."""
 
 LINK_LIMIT: Final = 8
+SAVED_LIMIT: Final = 10_000
+"""Members that a docker-archive may have, with a KiB of names for each: an engine writes at most four for each of at most 128 layers."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _uncompressed(content: BinaryIO, spool: IO[bytes]) -> BinaryIO:
 def _open(stream: BinaryIO) -> _Saved:
     """Read manifest.json and the config of a docker-archive and find its layers."""
     members: dict[str, tar.Member] = {}
-    for member in tar.read_members(stream):
+    for member in tar.read_members(stream, most=SAVED_LIMIT, weight=SAVED_LIMIT << 10):
         if member.name.startswith("/"):
             raise StageError(f"the archive has the absolute path {member.name!r}")
         members[inside(member.name)] = member

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final, NoReturn, Protocol
 
@@ -30,7 +30,7 @@ EXTENSION_LIMIT: Final = 1 << 20
 NAME_LIMIT: Final = 4096
 MEMBER_LIMIT: Final = 1_000_000
 INDEX_LIMIT: Final = 256 << 20
-"""Bytes of names, link targets and extended attributes of one archive: what an index of it may hold in memory."""
+"""Bytes of names, link targets and extended attributes of one archive: what an index of it may take of the disk."""
 
 XATTR: Final = b"SCHILY.xattr."
 FIELDS: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
@@ -137,15 +137,16 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def read_members(stream: BinaryIO) -> Iterator[Member]:
+def read_members(stream: BinaryIO, *, most: int | None = None, weight: int | None = None) -> Iterator[Member]:
     """Yield the members of a seekable tar in their order, reading headers only.
 
     Understands v7, ustar, GNU and PAX headers; of the latter path, linkpath, size, uid, gid and SCHILY.xattr.*. As in Go's
     archive/tar, only regular files have content, and global PAX headers are passed over. Raises StageError for a damaged or
-    truncated archive, sparse files, unknown types, impossible sizes, and more than MEMBER_LIMIT members or INDEX_LIMIT bytes
-    of names.
+    truncated archive, sparse files, unknown types, impossible sizes, and more than `most` members or `weight` bytes of names,
+    which are MEMBER_LIMIT and INDEX_LIMIT unless given.
     """
-    length, at, count, weight, extended = stream.seek(0, io.SEEK_END), 0, 0, 0, 0
+    most, weight = MEMBER_LIMIT if most is None else most, INDEX_LIMIT if weight is None else weight
+    length, at, count, taken, extended = stream.seek(0, io.SEEK_END), 0, 0, 0, 0
     extensions: dict[bytes, bytes] = {}
     while True:
         block = _bytes_at(stream, at, BLOCK, length)
@@ -170,9 +171,9 @@ def read_members(stream: BinaryIO) -> Iterator[Member]:
             _damaged(at, f"{member.name!r} has an owner or a device number of more than 32 bits")
         if member.size > length - at:
             _damaged(at, f"{member.name!r} claims {member.size} bytes, the archive has {length - at} left")
-        count, weight = count + 1, weight + len(member.name) + len(member.link) + sum(len(k) + len(v) for k, v in member.xattrs)
-        if count > MEMBER_LIMIT or weight > INDEX_LIMIT:
-            raise StageError(f"the archive has more than {MEMBER_LIMIT} members or {INDEX_LIMIT} bytes of names")
+        count, taken = count + 1, taken + len(member.name) + len(member.link) + sum(len(k) + len(v) for k, v in member.xattrs)
+        if count > most or taken > weight:
+            raise StageError(f"the archive has more than {most} members or {weight} bytes of names")
         yield member
         at += member.size + -member.size % BLOCK
 
@@ -206,19 +207,19 @@ def _parse(block: bytes, at: int) -> Member:
         name = prefix + b"/" + name
     if kind not in KNOWN and kind not in EXTENSIONS:
         what = "a sparse file" if kind == b"S" else f"a member of the unknown type {kind!r}"
-        raise StageError(f"{_text(name)!r} is {what}, which no engine writes into a layer")
+        raise StageError(f"{text(name)!r} is {what}, which no engine writes into a layer")
     if kind == CONTIGUOUS:
         kind = FILE
     device = kind in (CHARACTER, BLOCKS)
     return Member(
-        name=_text(name),
+        name=text(name),
         type=kind,
         mode=_number(mode, at) & 0o7777,
         uid=_number(uid, at),
         gid=_number(gid, at),
         size=_number(size, at) if kind in (OLD_FILE, FILE) or kind in EXTENSIONS else 0,
         offset=at + BLOCK,
-        link=_text(link.partition(b"\0")[0]) if kind in (LINK, SYMLINK) else "",
+        link=text(link.partition(b"\0")[0]) if kind in (LINK, SYMLINK) else "",
         major=_number(major, at) if device else 0,
         minor=_number(minor, at) if device else 0,
     )
@@ -238,7 +239,8 @@ def _number(field: bytes, at: int) -> int:
     return number
 
 
-def _text(raw: bytes) -> str:
+def text(raw: bytes) -> str:
+    """Return a name of an archive as text that `raw` turns back into the same bytes."""
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -288,7 +290,7 @@ def _extended(member: Member, records: dict[bytes, bytes], at: int) -> Member:
     for value in (name, link):
         if value is not None and (b"\0" in value or len(value) > NAME_LIMIT):
             _damaged(at, "a name has a zero byte in it" if b"\0" in value else f"a name has {len(value)} bytes")
-    full = _text(name) if name is not None else member.name
+    full = text(name) if name is not None else member.name
     kind = member.type
     if kind == OLD_FILE:
         kind = DIRECTORY if full.endswith("/") else FILE
@@ -300,7 +302,7 @@ def _extended(member: Member, records: dict[bytes, bytes], at: int) -> Member:
         gid=number(b"gid", member.gid),
         size=number(b"size", member.size) if kind == FILE else 0,
         offset=at,
-        link=_text(link) if link is not None and kind in (LINK, SYMLINK) else member.link,
+        link=text(link) if link is not None and kind in (LINK, SYMLINK) else member.link,
         major=member.major,
         minor=member.minor,
         xattrs=tuple(sorted((k, v) for k, v in records.items() if k.startswith(XATTR))),
@@ -319,14 +321,14 @@ def header(member: Member, mtime: int) -> bytes:
             + (_long(link, LONG_LINK) if len(link) > 100 else b"")
             + _block(name, member, link, mtime, GNU_MAGIC)
         )
-    records = dict(member.xattrs)
+    extended = dict(member.xattrs)
     for key, value in ((b"path", name), (b"linkpath", link)):
         if len(value) > 100:
-            records[key] = value
+            extended[key] = value
     for key, number, digits in ((b"uid", member.uid, 7), (b"gid", member.gid, 7), (b"size", member.size, 11)):
         if number >= 8**digits:
-            records[key] = b"%d" % number
-    data = b"".join(_record(key, value) for key, value in sorted(records.items()))
+            extended[key] = b"%d" % number
+    data = records(extended)
     outer = Member("././@PaxHeader", PAX, 0o644, 0, 0, len(data), 0, "", 0, 0)
     extension = _block(raw(outer.name), outer, b"", mtime, PAX_MAGIC) + data + padding(len(data))
     return extension + _block(name, member, link, mtime, PAX_MAGIC)
@@ -335,6 +337,16 @@ def header(member: Member, mtime: int) -> bytes:
 def _long(name: bytes, kind: bytes) -> bytes:
     outer = Member("././@LongLink", kind, 0o644, 0, 0, len(name) + 1, 0, "", 0, 0)
     return _block(raw(outer.name), outer, b"", 0, GNU_MAGIC) + name + b"\0" + padding(len(name) + 1)
+
+
+def records(pairs: Mapping[bytes, bytes]) -> bytes:
+    """Return the content of a PAX header, in the order of its keys."""
+    return b"".join(_record(key, value) for key, value in sorted(pairs.items()))
+
+
+def xattrs(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the extended attributes that `records` wrote."""
+    return tuple(sorted(_extension(PAX, data, 0).items()))
 
 
 def _record(key: bytes, value: bytes) -> bytes:

@@ -16,7 +16,7 @@ from archives import EPOCH, SAMPLE, Entry, contents, entry, folder, hard, make, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from release.builders import tar
+from release.builders import inventory, tar
 from release.builders.compression import DEFAULT, NONE, Compression, fast_gzip, slow_gzip
 from release.builders.layer import debris, rewrite_tar
 from release.errors import StageError
@@ -213,6 +213,7 @@ HOSTILE: Final[Mapping[str, tuple[bytes, str]]] = {
     "a circle of links": (make(hard("a", "b"), hard("b", "a")), "lead to one another"),
     "a link to a directory": (make(folder("d"), hard("a", "d")), "hard link to the directory"),
     "a late link to a directory": (make(hard("a", "d"), folder("d")), "hard link to the directory"),
+    "a link to a directory that becomes one": (make(folder("d"), hard("a", "d"), folder("a")), "hard link to the directory"),
     "a file with children": (make(entry("a"), entry("a/b")), "no directory"),
     "a link with children": (make(entry("a", None, tarfile.SYMTYPE, "/etc"), entry("a/b/c")), "no directory"),
     "a directory that is also a file": (make(folder("a"), entry("a")), "both as a directory"),
@@ -252,6 +253,12 @@ def test_names_are_weighed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "INDEX_LIMIT", 1000)
     with pytest.raises(StageError, match="1000 bytes of names"):
         rewrite(make(*(entry(f"{number}/" + "x" * 90) for number in range(12))))
+
+
+def test_an_index_that_finds_no_room_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "SCHEMA", "PRAGMA max_page_count = 9;" + inventory.SCHEMA)
+    with pytest.raises(StageError, match="cannot be kept: database or disk is full"):
+        rewrite(make(*(entry(f"{number}/" + "x" * 90) for number in range(400))))
 
 
 def test_extension_headers_are_counted_together() -> None:

@@ -198,6 +198,14 @@ def test_a_base_layer_with_other_content_is_refused(tmp_path: Path, layout: Layo
         run(save(tmp_path / "a", [BASE], diff_ids=[claimed]), layout, base_diff_ids=frozenset({claimed}))
 
 
+def test_an_archive_of_more_than_an_engine_saves_is_refused(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("release.builders.normalise.SAVED_LIMIT", 3)
+    with pytest.raises(StageError, match="more than 3 members"):
+        run(save(tmp_path / "a", [BASE, TOP]), layout)
+
+
 def test_a_layer_may_not_unpack_without_end(tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("release.builders.compression.UNPACK_LIMIT", 1 << 20)
     bomb = make(manifest(), config_entry(), entry("l", gzip.compress(bytes(3 << 20))))
