@@ -7,19 +7,19 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from release import __version__
 from release.errors import PublishError, ReleaseError, VerificationError
+from release.publish.body import BLOCK, Adapter, Body, PlainAdapter
 from release.publish.credentials import Credentials, challenges
 from release.publish.reference import is_loopback
 
@@ -28,7 +28,6 @@ NETLOC: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 PASSING: Final = (429, 500, 502, 503, 504)
 """Answers that may be another one a moment later. 500 is one: docker-registry 2.8 gives it for a tag that is being written."""
-BLOCK: Final = 1 << 20
 TOKEN_LIMIT: Final = 1 << 20
 PATIENCE: Final = 30.0
 """Seconds that a registry's Retry-After may make us wait at a time."""
@@ -49,35 +48,6 @@ def origin(url: str) -> Origin:
         raise ValueError("not an address to go to")
     default = 443 if parts.scheme == "https" else 80
     return Origin(parts.scheme, parts.hostname or "", default if parts.port is None else parts.port)
-
-
-class Body:
-    """A file, from where it stands, on its way up: its length is known, it is read in blocks, it can start again, and it tells how far it is."""
-
-    def __init__(self, stream: IO[bytes], size: int, on_bytes: Callable[[int], None]) -> None:
-        self._stream, self._size, self._on_bytes, self._sent = stream, size, on_bytes, 0
-        self._start = stream.tell()
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[bytes]:  # requests streams only what can be iterated; http.client then calls read()
-        return iter(lambda: self.read(BLOCK), b"")
-
-    def read(self, size: int) -> bytes:
-        """Return the next block. Raises VerificationError where the file is shorter than was announced."""
-        block = self._stream.read(min(size, self._size - self._sent))
-        if not block and self._sent < self._size:
-            raise VerificationError("a blob became shorter while it was uploaded")
-        self._sent += len(block)
-        self._on_bytes(len(block))
-        return block
-
-    def rewind(self) -> None:
-        """Start again, taking back what was told."""
-        self._on_bytes(-self._sent)
-        self._stream.seek(self._start)
-        self._sent = 0
 
 
 class Broken(Exception):
@@ -101,14 +71,6 @@ class Authorization(AuthBase):
         if self.value:
             request.headers["Authorization"] = self.value
         return request
-
-
-class Adapter(HTTPAdapter):
-    """Sends files in blocks of one MiB: with http.client's 16 KiB the system calls cost more than the copying."""
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:
-        """Make the pool as requests does, with larger blocks."""
-        super().init_poolmanager(connections, maxsize, block, blocksize=BLOCK, **options)
 
 
 class Session(requests.Session):
@@ -159,8 +121,8 @@ class Transport:
         self._session.trust_env = not self._plain  # proxies and certificate bundles are the user's; loopback needs neither
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update({"User-Agent": f"release/{__version__}", "Accept-Encoding": "identity"})
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, Adapter())
+        self._session.mount("https://", Adapter())
+        self._session.mount("http://", PlainAdapter() if self._plain else Adapter())
 
     def request(
         self,
@@ -235,6 +197,7 @@ class Transport:
 
     def _send(self, message: Message) -> requests.Response:
         attempts = self.attempts if message.method in ("GET", "HEAD") else 1
+        body: Any = message.body  # a Body's blocks need not be bytes, which no stub of requests foresees
         for attempt in range(attempts):
             wanted = ""
             try:
@@ -242,7 +205,7 @@ class Transport:
                     message.method,
                     message.url,
                     headers=message.headers,
-                    data=message.body,
+                    data=body,
                     stream=True,
                     allow_redirects=False,
                     auth=Authorization(message.grant),

@@ -13,7 +13,8 @@ import requests
 
 from release.errors import PublishError, VerificationError
 from release.oci import Descriptor
-from release.publish.transport import Body, Passing, Transport
+from release.publish.body import Body
+from release.publish.transport import Passing, Transport
 
 PIECE: Final = 256 << 20
 """Bytes that go up at once. A blob no larger goes in one request, and whole again where that fails."""

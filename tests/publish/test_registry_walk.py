@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -28,9 +29,9 @@ from release.oci import (
     put_artifact,
     sha256,
 )
+from release.publish.body import Block, Body
 from release.publish.distribution import exclusive
 from release.publish.registry import ENTRIES_LIMIT, pull, push, walk
-from release.publish.transport import Body
 
 __all__ = ["layout"]
 
@@ -101,6 +102,20 @@ def test_a_digest_with_two_sizes_and_too_many_entries_are_refused(layout: Layout
     many = [Descriptor(LAYER_TAR, sha256(str(n).encode()), 1) for n in range(ENTRIES_LIMIT)]
     with pytest.raises(VerificationError, match="more than"):
         list(walk(layout, layout.put_json(IMAGE_MANIFEST, manifest(config, *many))))
+
+
+def test_a_file_that_shrinks_while_the_socket_takes_it_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"abc")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "blob").open("rb") as stream:
+        body = Body(stream, 4, lambda size: None)
+        body.direct = True
+        first, rest = body.read(2), body.read(10)
+        assert isinstance(first, Block) and isinstance(rest, Block) and body.read(10) == b""
+        first.send(ours)
+        assert theirs.recv(10) == b"ab"
+        with pytest.raises(VerificationError, match="shorter"):
+            rest.send(ours)
 
 
 def test_a_file_that_shrinks_while_it_is_sent_is_noticed(tmp_path: Path) -> None:
