@@ -36,6 +36,10 @@ SIDE: Final = re.compile(r"sha256-[0-9a-f]{64}(\.sig)?")
 """Names of what speaks of a release, and is none."""
 MOST: Final = 10_000
 """Entries that a folder's index may have."""
+COSIGN: Final = "dev.cosignproject.cosign/"
+"""Before `imageIndex` and `sigs`: what `cosign verify --local-image` tells the parts of a folder by, in the annotation `kind` (cosign,
+pkg/oci/layout).
+"""
 
 
 class Source(Protocol):
@@ -159,14 +163,20 @@ def export(reference: Reference, target: Path) -> Descriptor:
     try:
         layout = Layout.create(temporary)
         root = pull(reference, layout, registry=registry)
-        entries = [root.named(reference.tag or "release")]
+        entries = [_of_kind("imageIndex", root.named(reference.tag or "release"))]
         for subject in (root, *children(root, layout)):
             entries += _beside(registry, reference, subject.digest, layout)
-        layout.set_index(entries)
+        signed = f"{root.digest.replace(':', '-')}.sig"
+        layout.set_index([_of_kind("sigs", each) if each.annotations[REF_NAME] == signed else each for each in entries])
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root
+
+
+def _of_kind(kind: str, entry: Descriptor) -> Descriptor:
+    """Return the entry as cosign looks for it, which takes one image or index of a folder, and its signatures."""
+    return replace(entry, annotations={**entry.annotations, "kind": f"{COSIGN}{kind}"})
 
 
 def _beside(registry: Registry, reference: Reference, subject: str, layout: Layout) -> Iterator[Descriptor]:

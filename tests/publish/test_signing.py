@@ -38,6 +38,7 @@ from release.oci import (
 from release.publish.artifact import RECORD_TYPE
 from release.publish.distribution import Registry
 from release.publish.dsse import BUNDLE_TYPE, PAYLOAD_TYPE, bundle, open_bundle, pae, statement, strict, unbase64
+from release.publish.folder import export
 from release.publish.keys import PASSPHRASE, new_key, read_private, read_public
 from release.publish.provenance import VERDICT, provenance, verdict
 from release.publish.reference import Reference
@@ -494,6 +495,23 @@ def test_cosign_verifies_what_we_signed_and_nothing_else(
         assert done.returncode == 0, (kind, done.stderr)
         assert len(done.stdout.splitlines()) == 2, (kind, done.stdout)
         assert cosign(*words[:-2], str(public(other)), image, cwd=tmp_path).returncode != 0
+
+
+@integration
+def test_cosign_verifies_an_exported_release_without_a_registry(
+    release: Published, key: Path, other: Path, cosign: Peer, tmp_path: Path
+) -> None:
+    sign_release(str(release.where), key)
+    export(release.where, tmp_path / "bundle")
+    words = ("verify", "--insecure-ignore-tlog=true", "--local-image", "--key")
+    done = cosign(*words, str(public(key)), "bundle", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert release.index.digest in done.stdout
+    assert cosign(*words, str(public(other)), "bundle", cwd=tmp_path).returncode != 0
+    manifest = tmp_path / "bundle" / "blobs" / release.index.digest.replace(":", "/")
+    manifest.chmod(0o600)
+    manifest.write_bytes(manifest.read_bytes().replace(b'"linux"', b'"other"'))
+    assert cosign(*words, str(public(key)), "bundle", cwd=tmp_path).returncode != 0
 
 
 @integration
