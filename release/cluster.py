@@ -10,19 +10,24 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import signal
+import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from release import __version__
-from release.errors import HostError, StageError, StoreError, UsageError
+from release import __version__, processes
+from release.errors import HostError, ReleaseError, StageError, StoreError, UsageError
+from release.guard import Guard
 from release.pipeline import Graph, Run, Task, is_had
 from release.progress import Line, Progress
 from release.schedule import MOVES
@@ -36,14 +41,31 @@ BEAT: Final = 0.25
 """Seconds between two looks at how far a stage is."""
 PATIENCE: Final = 5.0
 """Seconds that stages which were cancelled get to notice it."""
+START: Final = 180.0
+"""Seconds that a cluster of this machine may take to start."""
+NODE_ID: Final = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
+"""The environment variable by which a node gets its id from us."""
+PORTS: Final = (
+    "port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+    "dashboard-agent-grpc-port",
+    "dashboard-agent-listen-port",
+)
+"""Ports of a cluster of this machine that are said beforehand, so that it need not wait for them."""
 OBJECTS: Final = 75 << 20
 """Bytes of shared memory for Ray's objects, the least it takes: what we send is small, and results go through the store."""
 SETTINGS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_raylet_start_wait_time_s": "150",
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_worker_register_timeout_seconds": "180",
 }
 """What Ray reads from the environment: to tell nobody of us, to leave devices to the stages, and to start slowly on a busy machine."""
+ALONE: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Makes this machine's address 127.0.0.1 for Ray. Else it takes one that others can reach, and whoever reaches it may run code here."""
 DEVICE, CHIP = "device:", "chip:"
 """What a resource of ours is called, and the custom resource that a machine of the cluster has for it (`ray start --resources`)."""
 
@@ -183,8 +205,8 @@ class Spread(Run):
 class Cluster:
     """A cluster that this process is connected to; `close` ends what it does there, and the cluster itself if it was started here."""
 
-    def __init__(self, ray: Any, folder: Path | None) -> None:
-        self.ray, self._folder = ray, folder
+    def __init__(self, ray: Any, own: ExitStack) -> None:
+        self.ray, self._own = ray, own
         self.desk = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
         """Places for the stages that stay on this machine."""
         wrong = ray.exceptions
@@ -207,35 +229,29 @@ class Cluster:
                 f"{address} is no address of a cluster",
                 next_step="write HOST:PORT as `ray start --head` prints it, or auto; and run release on a machine of the cluster",
             )
-        os.environ.update(SETTINGS)
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}  # `ray start` would write one into the home
+        os.environ.update(SETTINGS | (ALONE | secret if address is None else {}))
+        if find_spec("ray") is None:
+            raise UsageError("--executor ray needs Ray", next_step="pip install 'release[ray]'")
+        handler, own = signal.getsignal(signal.SIGTERM), ExitStack()
         try:
+            place = own.enter_context(_alone(slots or max(2, os.cpu_count() or 2))) if address is None else address
             import ray
-        except ImportError as problem:
-            raise UsageError("--executor ray needs Ray", next_step="pip install 'release[ray]'") from problem
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-        folder = None
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            if address is None:
-                folder = Path(tempfile.mkdtemp(prefix="ray-"))
-                own = {"num_cpus": slots or max(2, os.cpu_count() or 2), "object_store_memory": OBJECTS}
-                ray.init("local", **own, **quiet, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
-            else:
-                quiet.pop("include_dashboard")
-                ray.init(address, **quiet)
-        except Exception as problem:  # Ray has no class of its own for what can go wrong here
-            cls(ray, folder).close()
-            raise HostError(
-                f"no Ray cluster can be used at {address or 'this machine'}: {str(problem).splitlines()[0]}",
+
+            own.callback(ray.shutdown)
+            ray.init(place, log_to_driver=False, logging_level=logging.ERROR)
+            return cls(ray, own)
+        except BaseException as problem:
+            own.close()
+            if isinstance(problem, ReleaseError) or not isinstance(problem, Exception):
+                raise
+            raise HostError(  # Ray has no class of its own for what can go wrong here
+                f"no Ray cluster can be used at {address or 'this machine'}: {(str(problem) or type(problem).__name__).splitlines()[0]}",
                 next_step="`ray start --head` starts one; run release on a machine of it",
             ) from problem
-        except BaseException:
-            cls(ray, folder).close()
-            raise
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which would end us with no clearing up
-        return cls(ray, folder)
 
     def __enter__(self) -> Cluster:
         return self
@@ -316,6 +332,51 @@ class Cluster:
             end = time.monotonic() + PATIENCE
             while self._streams and time.monotonic() < end:  # a thread in Ray's code must not see it go
                 time.sleep(0.02)
-            self.ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._own.close()
+
+
+@contextlib.contextmanager
+def _alone(slots: int) -> Iterator[str]:
+    """Start a cluster of this machine alone, with so many workers, and give its address; nothing of it is left, if we are killed either."""
+    with ExitStack() as stack:
+        guard = stack.enter_context(contextlib.closing(Guard()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)))
+        stack.enter_context(guard.watch("folder", str(folder)))
+        line = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor", f"--num-cpus={slots}"]
+        line += ["--node-ip-address=127.0.0.1", f"--object-store-memory={OBJECTS}", "--include-dashboard=false"]
+        line += ["--include-log-monitor=false"]
+        line += [f"--{name}={port}" for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)]
+        node, ready = token_hex(28), folder / "ray_current_cluster"  # Ray writes it when all stands
+        head = processes.background([*line, f"--temp-dir={folder}"], env={NODE_ID: node}, log=folder / "log")
+        stack.callback(processes.stop, head, 0.0)
+        stack.enter_context(guard.watch("process", str(head.pid), "SIGKILL"))  # its own way to end takes half a minute
+        import ray  # noqa: F401 (it takes as long as the start, and both can be done at once)
+
+        def is_over() -> bool:
+            hurry(folder, node)
+            return ready.is_file() or head.poll() is not None
+
+        processes.wait_until(is_over, timeout=START)
+        if not ready.is_file():
+            said = [line for line in (folder / "log").read_text(errors="replace").splitlines() if line.strip()]
+            raise HostError(f"no Ray cluster could be started here: {said[-1] if said else 'it said nothing'}")
+        yield ready.read_text().strip()
+
+
+def hurry(folder: Path, node: str) -> None:
+    """Tell a node that starts in a folder what it waits for: that its agent has no port. We ask nothing of the agent.
+
+    A node waits for the agent's word for 15 s and no longer, and then dies: on a busy machine the agent needs more than that to start.
+    """
+    for session in folder.glob("session_2*"):
+        with contextlib.suppress(OSError):
+            (session / f"dashboard_agent_listen_port_{node}").write_text("-1")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many ports of the loopback at which nobody listens now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -29,7 +29,8 @@ class Guard:
     def watch(self, kind: str, *words: str) -> Iterator[None]:
         """Keep `kind` ("process", "folder", "command") under watch inside the block.
 
-        A command is the argv that the guard runs, for example `docker rm --force NAME`; a process is its group id.
+        A command is the argv that the guard runs, for example `docker rm --force NAME`; a process is its group id, and the name of the
+        signal that ends it if that is not SIGTERM.
         """
         line = json.dumps([kind, *words])
         self._say("+" + line)
@@ -56,7 +57,7 @@ def remove(kind: str, words: Sequence[str]) -> None:
     """Remove one thing that was left behind."""
     if kind == "process":
         with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
-            os.killpg(int(words[0]), signal.SIGTERM)
+            os.killpg(int(words[0]), signal.Signals[words[1]] if words[1:] else signal.SIGTERM)
     elif kind == "folder":
         shutil.rmtree(Path(words[0]), ignore_errors=True)
     elif kind == "command":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+import secrets
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
-from night import Silent, labour, night
+from night import Silent, labour, note
 
-from release.cluster import OBJECTS, Cluster, Spread
+from release.cluster import ALONE, NODE_ID, OBJECTS, SETTINGS, Cluster, Spread, free_ports, hurry
 from release.errors import StageError
 from release.matrix.load import Matrix
 from release.pipeline import Graph, Work
@@ -23,10 +25,6 @@ from release.store import Store
 NODE: Final = "RELEASE_TEST_NODE"
 """The environment variable that tells a process on which machine of the test's cluster it is."""
 
-SMALL: Final = {"object_store_memory": OBJECTS}
-QUICK: Final = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-"""How soon the cluster notices that a machine is gone."""
-
 
 def weary(work: Work) -> str:
     """Labour, but fail in one stage."""
@@ -36,13 +34,19 @@ def weary(work: Work) -> str:
 
 
 def lasting(work: Work) -> str:
-    """Labour; where it is the first time for one stage, say on which machine, and do not end."""
+    """Labour; but what comes first to a machine that is to die says that it has begun, and does not end."""
     summary = labour(work)
     told = work.store.path / "lasting"
-    if work.task.stage.name == "weights1" and not told.exists():
-        told.write_text(os.environ.get(NODE, ""))
+    if os.environ.get(NODE, "") in work.task.reads["doomed"] and not told.exists():
+        told.write_text(work.task.stage.name)
         time.sleep(120)
     return summary
+
+
+def telling(work: Work) -> str:
+    """Labour, and note on which machine."""
+    note(f"{work.task.stage.name}@{os.environ.get(NODE, '')}")
+    return labour(work)
 
 
 def spread(cluster: Cluster, store: Store, graph: Graph, wanted: list[str]) -> Ledger:
@@ -60,29 +64,70 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def lose_a_machine(folder: Path, told: Path) -> None:
-    """Build over three machines, of which the one that works on a stage is killed; write what became of it into a file."""
-    import ray
-    from ray.cluster_utils import Cluster as Machines
+def _small() -> dict[str, Any]:
+    """Return what every machine is started with; its ports are said beforehand, since Ray does not wait long for those it looks for."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    here = {"num_cpus": 1, "object_store_memory": OBJECTS, "include_log_monitor": False, "node_ip_address": "127.0.0.1"}
+    return {**here, **dict(zip(names, free_ports(len(names)), strict=True))}
 
-    store, found = Store(folder), list[Ledger]()
-    machines = Machines(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": QUICK})
-    try:
-        for name in ("1", "2"):
-            machines.add_node(**SMALL, num_cpus=1, env_vars={NODE: name})
-        with Cluster.join(machines.address) as cluster:
-            assert cluster.slots == 2
-            graph, wanted = night(2, work=lasting)
-            run = threading.Thread(target=lambda: found.append(spread(cluster, store, graph, wanted)))
-            run.start()
-            until((folder / "lasting").is_file)
-            name = (folder / "lasting").read_text()
-            machines.remove_node(
-                next(node for node in machines.worker_nodes if node._ray_params.env_vars[NODE] == name), allow_graceful=False
+
+class Machines:
+    """A Ray cluster of our own on this machine: a head with one place for a stage, and machines that come and die. All on 127.0.0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ.update(SETTINGS | ALONE | {"RAY_TMPDIR": str(folder)})
+        from ray.cluster_utils import Cluster as Nodes
+
+        self._folder, self._named = folder / "ray", dict[str, Any]()
+        with self._started() as node:
+            self._nodes = Nodes(
+                initialize_head=True, head_node_args={**_small(), "no_monitor": True, "env_vars": {NODE_ID: node}}
             )
-            run.join(60)
-        (ledger,) = found
-        told.write_text(json.dumps({"failed": list(map(str, ledger.failed.values())), "ran": ledger.ran, "moved": ledger.moved}))
-    finally:
-        ray.shutdown()
-        machines.shutdown()
+        self.address = str(self._nodes.address)
+
+    def add(self, name: str) -> None:
+        """Start a machine that has one chip `abacus`; its processes know its name."""
+        with self._started() as node:
+            env = {NODE: name, NODE_ID: node}
+            self._named[name] = self._nodes.add_node(**_small(), resources={"chip:abacus": 1}, env_vars=env)
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[str]:
+        """Give the id of a machine that is started in the block."""
+        node, end = secrets.token_hex(28), threading.Event()
+
+        def hurry_it() -> None:
+            while not end.wait(0.1):
+                hurry(self._folder, node)
+
+        thread = threading.Thread(target=hurry_it)
+        thread.start()
+        try:
+            yield node
+        finally:
+            end.set()
+            thread.join()
+
+    def kill(self, name: str) -> None:
+        """Have all processes of a machine die at once."""
+        self._nodes.remove_node(self._named.pop(name), allow_graceful=False)
+
+    def close(self) -> None:
+        """End all machines."""
+        for name in list(self._named):
+            self.kill(name)
+        self._nodes.shutdown()
+
+
+@contextlib.contextmanager
+def machines(**env: str) -> Iterator[Machines]:
+    """Give a cluster whose processes have `env` in their environment; nothing of it is left, in ours either."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # sockets lie in it, whose paths must be short
+        os.environ.update(env)
+        try:
+            with contextlib.closing(Machines(Path(folder))) as made:
+                yield made
+        finally:
+            os.environ.clear()
+            os.environ.update(before)

@@ -59,15 +59,15 @@ def journal() -> list[str]:
 
 
 def night(
-    cells: int = 8, seconds: float = 0.0, work: Callable[[Work], str] = labour, *, uses: dict[str, int] | None = None
+    cells: int = 8, seconds: float = 0.0, work: Callable[[Work], str] = labour, *, uses: dict[str, int] | None = None, **told: Any
 ) -> tuple[Graph, list[str]]:
-    """Return a graph in which cells share sources, weights and image, and the keys of their last stages."""
+    """Return a graph in which cells share sources, weights and image, and the keys of their last stages; each stage reads what is `told`."""
     tasks: dict[str, Task] = {}
     of: dict[tuple[str, str], str] = {}
 
     def add(name: str, cell: str, *needs: str) -> str:
         stage = Stage(name, 1, needs, lambda plan, matrix: {}, work)
-        reads: dict[str, Any] = {"seconds": seconds}
+        reads: dict[str, Any] = {"seconds": seconds, **told}
         keys = {need: key_of[need] for need in needs}
         key = digest({"stage": name, "version": 1, "reads": reads, "needs": keys})
         tasks.setdefault(key, Task(stage, cell, reads, keys, key, uses or {}))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import far
 import pytest
 from click.testing import CliRunner
-from far import lasting, lose_a_machine, run_over, spread, until, weary
+from far import Machines, lasting, run_over, spread, telling, until, weary
 from night import JOURNAL, Silent, build, journal, night
 
 from release.cli import cli
@@ -30,12 +33,26 @@ from release.store import Store
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="no ray: pip install 'release[ray]'")
 
 
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Path]:
+    """The journal of all that the cluster's processes do."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "journal"
+
+
+@pytest.fixture(scope="module")
+def machines(kept: Path) -> Iterator[Machines]:
+    parts = str(Path(__file__).parents[1] / "parts")  # a cluster's processes import the stages from there
+    with far.machines(PYTHONPATH=parts, **{JOURNAL: str(kept)}) as made:
+        made.add("forge")
+        yield made
+    assert processes() == []
+
+
 @pytest.fixture(autouse=True)
-def kept_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(JOURNAL, str(tmp_path / "journal"))
-    monkeypatch.setenv(
-        "PYTHONPATH", str(Path(__file__).parents[1] / "parts")
-    )  # a cluster's processes import the stages from there
+def same_journal(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOURNAL, str(kept))
+    kept.unlink(missing_ok=True)
 
 
 def contents(store: Store) -> dict[str, object]:
@@ -50,8 +67,23 @@ def contents(store: Store) -> dict[str, object]:
     return found
 
 
-def processes() -> list[str]:
-    """Return what of Ray runs below this process."""
+def command(store: Path, precision: str, *words: str) -> list[str]:
+    """Return the command line that makes the weights of a cell."""
+    line = [sys.executable, "-m", "release", "--store", str(store), *words, "build", "--chip", "cpu", "--model", "tiny-qwq"]
+    return [*line, "--precision", precision, "--until", "weights"]
+
+
+def everything() -> list[str]:
+    """Return the command lines of all processes of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((path / "cmdline").read_text())
+    return found
+
+
+def processes(top: int | None = None) -> list[str]:
+    """Return what of Ray runs below a process, by default this one."""
     found, children = [], {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -59,7 +91,7 @@ def processes() -> list[str]:
         except (OSError, ValueError):
             continue
         children.setdefault(parent, []).append((int(path.name), line))
-    stack = [os.getpid()]
+    stack = [top or os.getpid()]
     while stack:
         for number, line in children.get(stack.pop(), ()):
             stack.append(number)
@@ -70,18 +102,52 @@ def processes() -> list[str]:
 
 @with_ray
 @pytest.mark.integration
-def test_a_cluster_comes_to_the_same_results_each_once_and_leaves_no_process_behind_when_it_is_stopped(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_process_of_a_cluster_or_of_a_stage_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal to the whole group, as a terminal sends it, while a program of a vendor works on another process's behalf."""
+    (tmp_path / "matrix" / "cells" / "cpu").mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    cell = "chip: cpu\nmodel: tiny-qwq\nengine: vllm\ncells:\n  w8a8:\n    weights: {tool: endless, commands: [[endless, $SRC, $DST]]}\n"
+    (tmp_path / "matrix" / "cells" / "cpu" / "tiny-qwq.yaml").write_text(cell)
+    program = tmp_path / "endless"
+    program.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with tempfile.TemporaryDirectory(prefix="r-") as scratch:  # sockets lie below it, whose paths must be short
+        monkeypatch.setenv("TMPDIR", scratch)
+        line = [*command(tmp_path / "store", "w8a8", "--matrix", str(tmp_path / "matrix")), "--executor", "ray", "--jobs", "2"]
+        with (tmp_path / "said").open("w") as said:
+            deaf = signal.signal(signal.SIGINT, signal.default_int_handler)  # as it is where a shell runs us in the background
+            going = subprocess.Popen(line, cwd=tmp_path, stderr=said, start_new_session=True)
+            signal.signal(signal.SIGINT, deaf)
+        try:
+            until(lambda: (tmp_path / "pid").is_file() or going.poll() is not None, 240)
+            assert processes(going.pid), (tmp_path / "said").read_text()
+            os.killpg(going.pid, signal.SIGINT)
+            assert going.wait(120) == 130, (tmp_path / "said").read_text()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(going.pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists())
+        until(lambda: not any(scratch in line for line in everything()))
+        assert list(Path(scratch).iterdir()) == []
+
+
+@with_ray
+@pytest.mark.integration
+def test_a_cluster_comes_to_the_same_results_each_once_with_chips_where_they_are(machines: Machines, tmp_path: Path) -> None:
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
     graph, wanted = night(6)
     build(here, graph, wanted)
     once = sorted(journal())
-    with Cluster.join(slots=3) as cluster:
+    with Cluster.join(machines.address) as cluster:
+        assert cluster.slots == 2
         ledger = spread(cluster, there, graph, wanted)
         assert ledger.failed == {}
         assert sorted(journal()[len(once) :]) == once
         assert len(ledger.ran) == len(graph.tasks)
         assert contents(there) == contents(here)
-        assert processes()
 
         failing, ends = night(4, work=weary)
         broken = spread(cluster, there, failing, ends)
@@ -92,63 +158,70 @@ def test_a_cluster_comes_to_the_same_results_each_once_and_leaves_no_process_beh
         assert (str(problem), problem.next_step) == ("chip1/model1@v1: weights1: the scale is wrong", "weigh it again")
         assert len(broken.unreached) == 2
 
-        chips, ends = night(1, uses={"device:abacus": 1})
-        lacking = spread(cluster, Store(tmp_path / "chips"), chips, ends)
+        chips, ends = night(1, uses={"device:abacus": 1}, work=telling)
+        assert spread(cluster, Store(tmp_path / "chips"), chips, ends).failed == {}
+        where = {text.partition("@")[2] for text in journal() if "@" in text}
+        assert where == {"forge"}, "only where the chip is"
+        chips, ends = night(1, uses={"device:abacus": 2})
+        lacking = spread(cluster, Store(tmp_path / "lacking"), chips, ends)
         (problem, *_) = lacking.failed.values()
-        assert str(problem).endswith("no machine of the cluster has 1 of CPU, 1 of chip:abacus")
+        assert str(problem).endswith("no machine of the cluster has 1 of CPU, 2 of chip:abacus")
 
-        endless, ends = night(2, work=lasting)
-        store = Store(tmp_path / "stopped")
+
+@with_ray
+@pytest.mark.integration
+def test_a_run_that_is_abandoned_ends_on_all_machines_and_the_next_one_goes_on(machines: Machines, tmp_path: Path) -> None:
+    endless, ends = night(2, work=lasting, doomed=["", "forge"])
+    store = Store(tmp_path / "stopped")
+    stopped: list[Ledger] = []
+    with Cluster.join(machines.address) as cluster:
         work = run_over(cluster, store, endless)
-        stopped: list[Ledger] = []
-        thread = threading.Thread(target=lambda: stopped.append(carry_out(endless, ends, work, Limits(3))))
+        thread = threading.Thread(target=lambda: stopped.append(carry_out(endless, ends, work, Limits(2))))
         thread.start()
         until((store.path / "lasting").is_file)
         work.abandon()  # what a Ctrl-C comes to
-        thread.join(20)
-        assert {str(problem) for problem in stopped[0].failed.values()} == {"the run was stopped"}
-    assert processes() == []
+        thread.join(60)
+    assert {str(problem) for problem in stopped[0].failed.values()} == {"the run was stopped"}
+    until(lambda: not any("lasting" in line or "labour" in line for line in processes()))
     finished = {endless.tasks[key].stage.name for key in store.entries()}
     began = len(journal())
-    build(store, *night(2))
-    assert finished.isdisjoint(journal()[began:]), "the next run goes on"
+    build(store, endless, ends)
+    assert finished.isdisjoint(journal()[began:]), "what was finished is not done again"
+    assert len(journal()[began:]) == len(endless.tasks) - len(finished)
     assert list((store.path / "tmp").iterdir()) == []
 
 
 @with_ray
 @pytest.mark.integration
-def test_a_stage_whose_machine_is_lost_goes_to_another(tmp_path: Path) -> None:
-    """In a process of its own: Ray does not start a second kind of cluster in one."""
-    graph, _ = night(2)
-    driver = multiprocessing.get_context("spawn").Process(target=lose_a_machine, args=(tmp_path / "store", tmp_path / "told"))
-    driver.start()
-    driver.join(240)  # seconds, unless the machine is busy
-    assert driver.exitcode == 0
-    told = json.loads((tmp_path / "told").read_text())
-    assert told["failed"] == []
-    assert len(told["ran"]) == len(graph.tasks)
-    assert told["moved"]
-    assert all("its machine was lost" in text for text in told["moved"])
+def test_a_stage_whose_machine_is_lost_goes_to_another(machines: Machines, tmp_path: Path) -> None:
+    machines.add("doomed")
+    graph, wanted = night(2, work=lasting, doomed=["doomed"])
+    store, found = Store(tmp_path / "store"), list[Ledger]()
+    with Cluster.join(machines.address) as cluster:
+        run = threading.Thread(target=lambda: found.append(spread(cluster, store, graph, wanted)))
+        run.start()
+        until((store.path / "lasting").is_file)
+        machines.kill("doomed")
+        run.join(120)
+    (ledger,) = found
+    assert ledger.failed == {}
+    assert len(ledger.ran) == len(graph.tasks)
+    assert ledger.moved
+    assert all("its machine was lost" in text for text in ledger.moved)
     counts = Counter(journal())
     assert set(counts) == {task.stage.name for task in graph.tasks.values()}
-    assert counts["weights1"] == 2
-    assert sum(counts.values()) <= len(graph.tasks) + len(told["moved"])
-    assert processes() == []
+    assert counts[(store.path / "lasting").read_text()] == 2
+    assert sum(counts.values()) <= len(graph.tasks) + len(ledger.moved), "nothing finished is done again"
 
 
 @with_ray
 @pytest.mark.integration
-def test_the_command_builds_over_a_cluster(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "release", "--store", str(tmp_path / "store"), "build", "--chip", "cpu", "--model", "tiny-qwq"]
-    done = subprocess.run(
-        [*line, "--until", "weights", "--executor", "ray", "--jobs", "2"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "weights      done" in done.stderr
+def test_the_command_builds_over_a_cluster_what_it_builds_here(machines: Machines, tmp_path: Path) -> None:
+    for name, words in {"here": [], "there": ["--executor", "ray", "--address", machines.address]}.items():
+        done = subprocess.run([*command(tmp_path / name, "fp32"), *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "weights      done" in done.stderr
+    assert contents(Store(tmp_path / "there")) == contents(Store(tmp_path / "here"))
 
 
 def test_what_needs_this_machine_stays_and_the_rest_is_sent(tmp_path: Path) -> None:
