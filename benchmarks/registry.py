@@ -168,17 +168,17 @@ def pushers(folder: Path, digests: list[str], tools: dict[str, str]) -> dict[str
 
 @contextmanager
 def docker_image(folder: Path, files: int) -> Iterator[str]:
-    """Make an image of the files, one layer each, in the engine; yield its digest. It is gone afterwards."""
+    """Make an image of the files, one layer each, in the engine; yield its name. It is gone afterwards."""
     lines = ["FROM scratch", *(f"COPY model-{number}.safetensors /{number}" for number in range(files))]
     (folder / "Dockerfile").write_text("\n".join(lines))
     (folder / ".dockerignore").write_text("layout\nregistry\npulled\npeers\n")
-    words = ["docker", "build", "--quiet", str(folder)]
-    built = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, "DOCKER_BUILDKIT": "0"})
-    digest = built.stdout.split()[-1]
+    kept = f"{NAME}:kept"  # without a name of its own it would go with the last of the others
+    words = ["docker", "build", "--quiet", "--tag", kept, str(folder)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DOCKER_BUILDKIT": "0"})
     try:
-        yield digest
+        yield kept
     finally:
-        subprocess.run(["docker", "rmi", "--force", digest], check=False, stdout=subprocess.DEVNULL)
+        subprocess.run(["docker", "rmi", kept], check=False, stdout=subprocess.DEVNULL)
 
 
 def tools_of(folder: Path, without: set[str]) -> dict[str, str]:
