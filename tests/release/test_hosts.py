@@ -91,6 +91,7 @@ def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
         pytest.skip("an sshd of one's own that starts sessions of root, and a mount, need root")
     monkeypatch.setenv("PATH", f"{client(tmp_path)}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(JOURNAL, str(tmp_path / "journal"))
     monkeypatch.setattr(transport, "ALIVE", 1)
     made = Yard(tmp_path, {name: Sshd(tmp_path, address) for name, address in ADDRESSES.items()})
     try:
