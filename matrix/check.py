@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -29,6 +29,11 @@ SWITCH: Final = "RELEASE_OPERATORS"
 PLUGIN_CHIP: Final = "RELEASE_KERNELS_CHIP"
 SWITCHED_TO: Final = ("ours", "flaggems", "native")
 """What the plugin release-kernels reads: whose operators, and the chip that they run on."""
+EAGER: Final = "enforceeager"
+COMPILED: Final = (
+    "the plugin counts calls in Python: a model that is compiled has none, and replays of its graph would not be counted"
+)
+EAGER_STEP: Final = "write serve.args: {enforce-eager: true}"
 MOST_DEVICES: Final = 16384
 """Devices beyond which an option is a slip."""
 
@@ -210,8 +215,8 @@ def _switched(serve: Serve, operators: Operators | None, chip: str) -> Serve:
     return serve.model_copy(update={"env": {**serve.env, PLUGIN_CHIP: chip, **operators.env}})
 
 
-def _check_plugin(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None:
-    """Raise MatrixError unless a plugin that is asked for can be installed and is switched to a library that it knows."""
+def _check_plugin(file: CellFile, arm: Arm, path: Path, arm_name: str, asked: Asked) -> None:
+    """Raise MatrixError unless a plugin that is asked for can be installed, is switched to a library that it knows, and can count."""
     operators, place = (file.operators, ()) if arm.operators is None else (arm.operators, ("cells", arm_name))
     if operators is None or not operators.plugin:
         return
@@ -234,6 +239,20 @@ def _check_plugin(file: CellFile, arm: Arm, path: Path, arm_name: str) -> None:
             f"{parse.locate(path, *here, 'env')}: {SWITCH} is {said!r} here, and {other!r} in the server's environment",
             next_step="leave it out of 'serve'",
         )
+    if not _eager({**file.serve.args, **arm.serve.args}):
+        raise MatrixError(f"{parse.locate(path, *here, 'plugin')}: {COMPILED}", next_step=f"{EAGER_STEP}, or leave out 'plugin'")
+    if not _eager(asked.args, unsaid=True):
+        raise UsageError(f"--set enforce-eager: {COMPILED}", next_step="leave it out: the cell's plugin needs it to be true")
+
+
+def _eager(args: Mapping[str, Argument], *, unsaid: bool = False) -> bool:
+    """Say whether arguments let an engine call Python for every layer and every token; `unsaid` where they do not say."""
+    said = [
+        value is True and not plain(name).startswith("no")
+        for name, value in args.items()
+        if plain(name).removeprefix("no") == EAGER
+    ]
+    return all(said) if said else unsaid
 
 
 def _check(matrix: Matrix, cell: str, file: CellFile, path: Path, asked: Asked) -> None:
@@ -242,7 +261,7 @@ def _check(matrix: Matrix, cell: str, file: CellFile, path: Path, asked: Asked) 
     arm = file.cells[arm_name]
     _check_reference(matrix, cell, arm, path, arm_name)
     _check_sources(arm, file.sources, path, arm_name)
-    _check_plugin(file, arm, path, arm_name)
+    _check_plugin(file, arm, path, arm_name, asked)
     check_arguments(file, arm, path, arm_name)
     check_asked(asked.args)
 

@@ -125,10 +125,11 @@ def test_a_reference_that_cannot_be_is_refused_with_its_line(reference: str, wan
 
 
 PLUGIN = "    operators: {library: ours, env: {RELEASE_OPERATORS: ours}, proof: release operators, plugin: true}\n"
+EAGER = "dtype: auto, enforce-eager: true"
 
 
 def with_plugin(text: str = PLUGIN) -> str:
-    return CELL.replace("  w8a8:\n", "  w8a8:\n" + text, 1)
+    return CELL.replace("  w8a8:\n", "  w8a8:\n" + text, 1).replace("dtype: auto", EAGER, 1)
 
 
 def test_a_plugin_that_is_asked_for_is_switched_on_in_the_server_of_that_cell_alone(tmp_path: Path) -> None:
@@ -170,6 +171,20 @@ def test_a_switch_that_says_two_things_is_refused(tmp_path: Path) -> None:
 def test_a_plugin_where_no_wheels_are_installed_is_refused(tmp_path: Path) -> None:
     text = with_plugin().replace("wheels: wheels/abacus.txt\n", "", 1)
     assert "the image installs no wheels" in str(complaint(tmp_path, file=text))
+
+
+@pytest.mark.parametrize("said", ["dtype: auto", "dtype: auto, enforce-eager: false", "dtype: auto, enforce_eager: 1"])
+def test_a_plugin_in_a_server_that_compiles_is_refused_with_its_line(said: str, tmp_path: Path) -> None:
+    problem = complaint(tmp_path, file=with_plugin().replace(EAGER, said))
+    assert "pebble-7b.yaml:17: cells.w8a8.operators.plugin: the plugin counts calls in Python" in str(problem)
+    assert "enforce-eager: true" in problem.next_step
+
+
+def test_a_command_line_cannot_let_a_server_compile_whose_plugin_counts(tmp_path: Path) -> None:
+    matrix = Matrix((write(tmp_path, {"cells/abacus/pebble-7b.yaml": with_plugin()}),))
+    with pytest.raises(UsageError, match="the plugin counts calls in Python"):
+        plan_of(matrix, "abacus/pebble-7b@w8a8", Asked(args={"enforce_eager": False}))
+    assert plan_of(matrix, "abacus/pebble-7b@w8a8", Asked(args={"enforce_eager": True})).serve.args["enforce-eager"] is True
 
 
 def test_a_reference_on_another_chip_is_found(tmp_path: Path) -> None:
