@@ -18,14 +18,23 @@ def _fits(registry: Registry, operator: str, library: str, tensor: Any) -> bool:
     )
 
 
+def _in_rows(*tensors: Any) -> bool:
+    """Say whether tensors, None aside, are rows one stride apart: heads that were split off a product (Qwen3's q_norm) are none."""
+    return all(one is None or one.is_contiguous() or (one.dim() == 2 and one.stride(1) == 1) for one in tensors)
+
+
 def norm(layer: Any, libraries: Sequence[str], calls: Calls, registry: Registry) -> Any:
-    """Return a class for RMSNorm: `rms-norm` without a residual, `add-rms-norm` with one. A norm over a part of a row stays the layer's."""
+    """Return a class for RMSNorm: `rms-norm` without a residual, `add-rms-norm` with one.
+
+    A norm over a part of a row stays the layer's, and so does one over heads that do not lie one after the other.
+    """
     alone, added = libraries
 
     class Norm(layer):  # type: ignore[misc]
         def forward(self, x: Any, residual: Any = None) -> Any:
             operator, library = ("rms-norm", alone) if residual is None else ("add-rms-norm", added)
-            if self.variance_size_override is not None or not self.has_weight or not _fits(registry, operator, library, x):
+            own = self.variance_size_override is not None or not self.has_weight or not _in_rows(x, residual)
+            if own or not _fits(registry, operator, library, x):
                 library = NATIVE
             calls.count(operator, library, tuple(x.shape), x.dtype)
             if library == NATIVE:

@@ -61,15 +61,66 @@ print(sorted((operator, library, count) for (operator, library, *_), count in ca
 """
 
 
+HEADS = """
+import torch
+from release.kernels.calls import Calls
+from release.kernels.layers import norm
+from release.kernels.registry import registry
+
+
+class Theirs:
+    variance_size_override, has_weight, variance_epsilon = None, True, 1e-6
+    weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 16))
+
+    def forward(self, x, residual=None):
+        x = x if residual is None else x + residual
+        found = torch.nn.functional.rms_norm(x, (16,), self.weight.data, 1e-6)
+        return found if residual is None else (found, x)
+
+
+calls = Calls(None)
+ours = norm(Theirs, ["ours", "ours"], calls, registry())()
+qkv = torch.randn(3, 6 * 16, generator=torch.Generator().manual_seed(0))
+heads = qkv.split([32, 32, 32], -1)[1].view(3, 2, 16)  # as Qwen3 hands its keys to k_norm: of heads 2 and 3 of 6
+assert not heads.is_contiguous()
+for x in (heads, heads.contiguous(), qkv[:, 32:48]):
+    assert torch.allclose(ours.forward(x), Theirs().forward(x), atol=1e-5)
+wide = heads.contiguous()
+for x, residual in ((heads, wide), (wide, heads), (wide.clone(), wide.clone())):
+    wanted = Theirs().forward(x, residual)
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(ours.forward(x, residual), wanted))
+print([(operator, library, count) for (operator, library, *_), count in calls.counts.items()])
+"""
+
+
 @pytest.mark.integration
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not here")
-def test_an_int8_linear_layer_is_computed_by_ours_or_stays_the_engines_and_is_counted_as_what_it_was(tmp_path: Path) -> None:
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM)
+def test_a_norm_over_heads_that_do_not_lie_one_after_the_other_stays_the_engines_and_is_counted_so(tmp_path: Path) -> None:
+    assert run(tmp_path, HEADS) == str(
+        [
+            ("rms-norm", "native", 1),
+            ("rms-norm", "ours", 1),
+            ("rms-norm", "ours", 1),
+            ("add-rms-norm", "native", 2),
+            ("add-rms-norm", "ours", 1),
+        ]
+    )
+
+
+def run(folder: Path, program: str) -> str:
+    """Run a program in Triton's interpreter and return what it says."""
+    file = folder / "program.py"
+    file.write_text(program)
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, str(file)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(
+    return done.stdout.strip()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not here")
+def test_an_int8_linear_layer_is_computed_by_ours_or_stays_the_engines_and_is_counted_as_what_it_was(tmp_path: Path) -> None:
+    assert run(tmp_path, PROGRAM) == str(
         sorted(
             (operator, library, calls)
             for operator in ("int8-per-token", "w8a8-matmul")
