@@ -40,8 +40,8 @@ LAST_UNRESOLVED: Final = """
 SELECT names.key, turn, link FROM names JOIN nodes USING (offset) WHERE type = X'31' AND turn < ? ORDER BY turn DESC LIMIT 1
 """
 CARRY: Final = """
-INSERT INTO carriers SELECT offset, min(key) FROM names
-WHERE offset IN (SELECT offset FROM shared) AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.key = names.key) GROUP BY offset
+INSERT OR IGNORE INTO carriers SELECT offset, key FROM names
+WHERE offset IN (SELECT offset FROM shared) AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.key = names.key) ORDER BY key
 """
 STAYING: Final = """
 SELECT names.key, type, carrier, offset, mode, uid, gid, size, link, major, minor,

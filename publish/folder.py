@@ -163,7 +163,8 @@ def export(reference: Reference, target: Path) -> Descriptor:
     try:
         layout = Layout.create(temporary)
         root = pull(reference, layout, registry=registry)
-        entries = [_of_kind("imageIndex", root.named(reference.tag or "release"))]
+        kind = "imageIndex" if root.media_type == IMAGE_INDEX else "image"
+        entries = [_of_kind(kind, root.named(reference.tag or "release"))]
         for subject in (root, *children(root, layout)):
             entries += _beside(registry, reference, subject.digest, layout)
         signed = f"{root.digest.replace(':', '-')}.sig"

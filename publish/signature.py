@@ -9,11 +9,11 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from release.errors import PublishError, VerificationError
 from release.oci import IMAGE_CONFIG, METADATA_LIMIT, Descriptor, Layout, canonical, children, put_artifact
-from release.publish.distribution import Registry
+from release.publish.distribution import Registry, exclusive
 from release.publish.dsse import BUNDLE_TYPE, Signed, bundle, open_bundle, statement, strict, unbase64
 from release.publish.keys import Private, Public
 from release.publish.registry import referrer
@@ -29,6 +29,8 @@ SIGN: Final = "https://sigstore.dev/cosign/sign/v1"
 TYPE: Final = "cosign container image signature"
 MOST: Final = 1000
 """Referrers and signatures of one digest that are looked at."""
+ROOM: Final = 16
+"""Referrers that a release and its signatures need at most: they must fit below MOST, or no release of the same image verifies any more."""
 MOST_BUNDLES: Final = 16
 """Bundles in one referrer; cosign and we put one there."""
 
@@ -77,17 +79,32 @@ def publish(registry: Registry, layout: Layout, subject: str, simple: Descriptor
     put(registry, layout, subject, *bundled)
 
 
+def refuse_full(registry: Registry, subject: str) -> None:
+    """Raise PublishError where a digest has so many referrers that another release's would make it unverifiable."""
+    if len(registry.referrers(subject)) > MOST - ROOM:
+        raise PublishError(
+            f"{subject} has nearly {MOST} referrers, and more are not looked at by who verifies",
+            where=registry.where,
+            next_step="publish into another repository",
+        )
+
+
 def put_simple(registry: Registry, layout: Layout, subject: str, simple: Descriptor) -> None:
-    """Put signatures of the older form into the registry, beside those that are there."""
-    layers = children(simple, layout)[1:]
+    """Put signatures of the older form into the registry, beside those that are there; who signs on this machine takes turns.
+
+    Raises VerificationError where what is there is no list of signatures, PublishError where it is full.
+    """
     tag = f"{subject.replace(':', '-')}.sig"
+    with exclusive(f"{registry.where}@{tag}"):
+        _put_simple(registry, layout, subject, simple, tag)
+
+
+def _put_simple(registry: Registry, layout: Layout, subject: str, simple: Descriptor, tag: str) -> None:
+    layers = children(simple, layout)[1:]
     document = layout.read(simple)
     if known := registry.find_manifest(tag):
-        before = strict(known[1], "a manifest of signatures")
-        document["layers"] = [
-            *before.get("layers", ()),
-            *(layer.to_json() for layer in layers if layer.to_json() not in before["layers"]),
-        ]
+        before = [Descriptor.from_json(layer).to_json() for layer in _listed(known[1], subject, registry.where)]
+        document["layers"] = [*before, *(layer.to_json() for layer in layers if layer.to_json() not in before)]
         if len(document["layers"]) > MOST:
             raise PublishError(f"{subject} has {MOST} signatures", where=registry.where)
         ids = [layer["digest"] for layer in document["layers"]]
@@ -152,12 +169,17 @@ def _simple(registry: Source, digest: str, layout: Layout) -> Iterator[tuple[byt
     known = registry.find_manifest(f"{digest.replace(':', '-')}.sig")
     if known is None:
         return
-    layers = strict(known[1], "a manifest of signatures").get("layers")
-    if not isinstance(layers, list) or len(layers) > MOST:
-        raise VerificationError(f"the signatures of {digest} are no sound list", where=registry.where)
-    for layer in map(Descriptor.from_json, layers):
+    for layer in map(Descriptor.from_json, _listed(known[1], digest, registry.where)):
         if layer.media_type == SIMPLE:
             yield _blob(registry, layer, layout), unbase64(layer.annotations.get(SIGNATURE), "a signature")
+
+
+def _listed(manifest: bytes, digest: str, where: str) -> list[Any]:
+    """Return the layers of a manifest of signatures, still to be read. Raises VerificationError where it has no list of them, or too many."""
+    layers = strict(manifest, "a manifest of signatures").get("layers")
+    if not isinstance(layers, list) or len(layers) > MOST:
+        raise VerificationError(f"the signatures of {digest} are no sound list", where=where)
+    return layers
 
 
 def _bundles(registry: Source, digest: str, layout: Layout) -> Iterator[bytes]:

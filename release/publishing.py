@@ -52,6 +52,7 @@ def publish_release(
     from release.publish.folder import Folder
     from release.publish.neighbours import Neighbours
     from release.publish.registry import is_published, push, walk
+    from release.publish.signature import refuse_full
     from release.publish.verify import image_of, record_of, released
     from release.signing import predicates_of, sign_release
 
@@ -74,10 +75,13 @@ def publish_release(
 
     def finish() -> None:
         sent.extend(registry.sent)
-        describe(registry, image_of(entries), predicates_of(record, record_digest))
+        describe(registry, image, predicates_of(record, record_digest))
         if key is not None:
             signed.extend(sign_release(f"{target.host}/{target.name}@{index.digest}", key))
 
+    image = image_of(entries)
+    if image is not None and not is_published(registry, target.tag, index.digest, move=False):
+        refuse_full(registry, image.digest)
     neighbours = Neighbours(memory, target.host, target.name)
     push(layout, index, target, progress, registry=registry, neighbours=neighbours, finish=finish)
     neighbours.remember(blob.digest for blob in blobs)

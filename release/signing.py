@@ -47,8 +47,11 @@ def _put_signed(
     """Put signatures of index and image into a registry, and what is `told` of the image, by predicate type; return what was signed."""
     from release.oci import Layout
     from release.publish.dsse import statement
-    from release.publish.signature import attest, publish, sign
+    from release.publish.signature import attest, publish, refuse_full, sign
 
+    for subject in (index, image):
+        if subject is not None:
+            refuse_full(registry, subject.digest)
     with tempfile.TemporaryDirectory(prefix="release-sign-") as scratch:
         layout = Layout.create(Path(scratch))
         publish(registry, layout, index.digest, *sign(layout, index, key, registry.where))

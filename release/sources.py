@@ -137,7 +137,8 @@ def unpatch_source(
     found = _delivery(store, address, wanted, key, offline=offline)
     if not accept_changed:
         compare(found)
-    result = unpatch(found, into=folder, scratch=store.scratch(), decrypt=opener(key), fix_whitespace=fix)
+    with store.in_use():  # or a build that begins takes the scratch for a dead one's
+        result = unpatch(found, into=folder, scratch=store.scratch(), decrypt=opener(key), fix_whitespace=fix)
     remember(store, found)
     return {
         "name": found.name,
@@ -200,24 +201,25 @@ def diagnose_patches(
     from release.patches.fit import pieces_of
     from release.patches.mirror import Mirror
 
-    scratch = store.scratch()
-    pieces = pieces_of(patches, opener(key), scratch=scratch)
-    place, bring = Path(repository), None
-    if not place.is_dir():
-        _refuse_no_repository(repository)
-        mirror = Mirror(store, repository, offline=offline)
-        if not offline:
-            mirror.refresh()
-        place, bring = mirror.directory, mirror.bring
-    return diagnose(
-        pieces,
-        place,
-        commits,
-        branch=branch,
-        since=since,
-        search=SCAN if scan else BISECT,
-        accept=accept,
-        workers=jobs,
-        bring=bring,
-        scratch=scratch,
-    )
+    with store.in_use():  # or a build that begins takes the scratch for a dead one's
+        scratch = store.scratch()
+        pieces = pieces_of(patches, opener(key), scratch=scratch)
+        place, bring = Path(repository), None
+        if not place.is_dir():
+            _refuse_no_repository(repository)
+            mirror = Mirror(store, repository, offline=offline)
+            if not offline:
+                mirror.refresh()
+            place, bring = mirror.directory, mirror.bring
+        return diagnose(
+            pieces,
+            place,
+            commits,
+            branch=branch,
+            since=since,
+            search=SCAN if scan else BISECT,
+            accept=accept,
+            workers=jobs,
+            bring=bring,
+            scratch=scratch,
+        )

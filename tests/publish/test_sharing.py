@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,26 @@ from distribution import Distribution, home, registry
 from laid import key, public, whole
 from records import record
 
-from release.errors import IncompleteError, PolicyError, ReleaseError, UnsignedError, VerificationError, WrongKeyError
+from release.errors import (
+    IncompleteError,
+    PolicyError,
+    PublishError,
+    ReleaseError,
+    UnsignedError,
+    VerificationError,
+    WrongKeyError,
+)
 from release.house import House
-from release.oci import IMAGE_INDEX, TITLE, Descriptor, Layout, canonical
+from release.oci import IMAGE_INDEX, IMAGE_MANIFEST, TITLE, Descriptor, Layout, canonical
+from release.publish import signature
 from release.publish.distribution import Registry
-from release.publish.dsse import open_bundle, statement
+from release.publish.dsse import open_bundle, statement, strict
 from release.publish.keys import PASSPHRASE, new_key, read_private, read_public
 from release.publish.provenance import BILL, VERDICT, provenance, speaks_of, verdict
 from release.publish.provenance import PREDICATE as PROVENANCE
 from release.publish.reference import Reference
 from release.publish.sbom import sbom
-from release.publish.signature import SIGN, attest, publish, put, sign
+from release.publish.signature import SIGN, SIGNATURE, attest, publish, put, sign
 from release.pull import pull
 from release.signing import rotate, sign_release, verify_release
 from release.types import JSON
@@ -138,6 +148,46 @@ def test_what_a_third_party_says_of_the_image_changes_nothing(shared: Shared, ke
     for where in (shared.first, shared.second):
         verify_release(str(where), [public(key)], None)
         shared.refused(where, WrongKeyError, 11, theirs)
+
+
+@integration
+def test_a_release_that_would_make_the_others_of_its_image_unverifiable_is_not_published(
+    shared: Shared, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for where in (shared.first, shared.second):
+        sign_release(str(where), key)
+    there = len(shared.registry.referrers(shared.image.digest))
+    monkeypatch.setattr(signature, "MOST", there)
+    third = replace(shared.first, tag="bf16-third")
+    built = whole(shared.folder / third.tag, record(created="2026-11-22T12:00:00+00:00"))
+    with pytest.raises(PublishError, match="referrers"):
+        built.publish(third, key=key)
+    with pytest.raises(PublishError, match="referrers"):
+        sign_release(str(shared.first), key)
+    assert shared.registry.digest_of(third.tag) is None
+    assert len(shared.registry.referrers(shared.image.digest)) == there
+    for where in (shared.first, shared.second):
+        verify_release(str(where), [public(key)], None)
+    whole(shared.folder / "again", shared.records[shared.first]).publish(shared.first)  # what is there costs nobody anything
+
+
+@integration
+def test_two_that_sign_at_once_lose_no_signature_of_the_older_form(shared: Shared, key: Path, theirs: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda by: sign_release(str(shared.first), by), [key, theirs] * 2))
+    tag = shared.image.digest.replace(":", "-") + ".sig"
+    layers = json.loads(shared.registry.get_manifest(tag)[1])["layers"]
+    assert len({layer["annotations"][SIGNATURE] for layer in layers}) == 4
+
+
+@integration
+def test_signatures_that_are_no_list_are_refused_by_who_signs(shared: Shared, key: Path) -> None:
+    sign_release(str(shared.first), key)
+    tag = shared.image.digest.replace(":", "-") + ".sig"
+    known = strict(shared.registry.get_manifest(tag)[1], "signatures")
+    shared.registry.put_manifest(tag, IMAGE_MANIFEST, canonical(known | {"layers": None}))
+    with pytest.raises(VerificationError, match="no list"):
+        sign_release(str(shared.first), key)
 
 
 @integration

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -309,3 +310,15 @@ def test_a_disk_that_is_really_full_is_said_and_leaves_nothing(small_disk: Path)
     assert files(store) == []
     store.put(OTHER, {}, fill)
     assert store.has(OTHER)
+
+
+def test_a_store_that_nobody_may_write_into_can_still_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "store" / "locks").mkdir(parents=True)
+
+    def refuse(path: Path, *words: object, **named: object) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with store.in_use():
+        assert not store.has(KEY)
