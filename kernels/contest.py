@@ -83,8 +83,8 @@ def measure(
 def compare(operator: Operator, inputs: Inputs, asked: Sequence[Contender], clock: Clock, why: Reasons) -> bool:
     """Call each contender once and note why of those that raise or give a wrong result; say whether there was one to compare with.
 
-    First with eager's, which costs little; where one differs, all with the float64 reference, for eager may be the one that is wrong.
-    Where the device has no float64, or no memory for it, eager's word stands.
+    First with eager's, which costs little; where one differs, all with the float64 reference, for eager may be the one that is wrong, and
+    so where eager gives none. Where the device has no float64, or no memory for it, eager's word stands; without that, nobody has a figure.
     """
     expected: tuple[Any, ...] | None = None
     doubted: Reasons = {}
@@ -94,12 +94,18 @@ def compare(operator: Operator, inputs: Inputs, asked: Sequence[Contender], cloc
             expected = outputs
         elif outputs is not None and expected is not None:
             _weigh(operator, inputs, contender, outputs, expected, APART, "torch's eager", clock, doubted)
-    if not doubted:
+    left = [contender.name for contender in asked if contender.name not in why]
+    if not left or (expected is not None and not doubted):
         return expected is not None
-    truth = guarded("", clock, {}, lambda: several(operator.reference(**inputs)))
-    if truth is None:
+    spare: Reasons = {}
+    truth = guarded("", clock, spare, lambda: several(operator.reference(**inputs)))
+    if truth is None and expected is not None:
         why |= doubted
         return True
+    if truth is None:
+        gaps = f"torch's eager ({why.get(EAGER, ('', 'not asked'))[1]}), the float64 reference ({spare[''][1]})"
+        why |= dict.fromkeys(left, ("SKIPPED", f"there is no result to compare with: {gaps}"))
+        return False
     for contender in asked:
         outputs = guarded(contender.name, clock, why, partial(_once, contender, inputs)) if contender.name not in why else None
         if outputs is not None:

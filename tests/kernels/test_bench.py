@@ -131,6 +131,10 @@ bad = [way("ours"), way("eager", lambda value: value * 1.01), way("also right")]
 found["eager is wrong"] = contest.measure(norm, inputs, bad, HostClock(), FEW)
 blind = replace(norm, reference=raising(RuntimeError("this device has no float64")))
 found["no float64"] = contest.measure(blind, inputs, [way("ours"), way("eager"), way("wrong", lambda value: value * 1.01)], HostClock(), FEW)
+mute = way("eager", raising(torch.OutOfMemoryError("CUDA out of memory")))
+alone = [way("ours"), mute, way("wrong", lambda value: value * 1.01)]
+found["no eager"] = contest.measure(norm, inputs, alone, HostClock(), FEW)
+found["nothing to compare with"] = contest.measure(blind, inputs, alone, HostClock(), FEW)
 found["ours alone"] = contest.measure(norm, inputs, [way("ours", raising(ValueError("no rows")))], HostClock(), FEW)
 
 
@@ -326,6 +330,25 @@ def test_where_a_device_has_no_float64_the_word_of_eager_stands(found: Any) -> N
     blind = rows(found["no float64"])
     assert {name: row["status"] for name, row in blind.items()} == {"ours": "MEASURED", "eager": "MEASURED", "wrong": "FAILED"}
     assert "another result than torch's eager" in blind["wrong"]["why"]
+
+
+@pytest.mark.integration
+def test_where_eager_gives_no_result_all_are_compared_with_the_reference(found: Any) -> None:
+    alone = rows(found["no eager"])
+    assert {name: row["status"] for name, row in alone.items()} == {"ours": "MEASURED", "eager": "SKIPPED", "wrong": "FAILED"}
+    assert "another result than the float64 reference" in alone["wrong"]["why"]
+    assert found["no eager"]["compared"]
+
+
+@pytest.mark.integration
+def test_where_there_is_no_result_to_compare_with_nobody_has_a_figure(found: Any) -> None:
+    nobody = rows(found["nothing to compare with"])
+    assert {(row["status"], len(row["seconds"])) for row in nobody.values()} == {("SKIPPED", 0)}
+    assert nobody["ours"]["why"] == (
+        "there is no result to compare with: torch's eager (there is not memory enough), "
+        "the float64 reference (RuntimeError: this device has no float64)"
+    )
+    assert not found["nothing to compare with"]["compared"]
 
 
 @pytest.mark.integration
