@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,14 +93,28 @@ def read(chip: str, model: str, lines: Iterable[JSON]) -> Bench:
     for line in lines:
         if "missing" in line:
             return Bench(chip, model, {}, {}, (), line["missing"])
-        machine, ceilings = line.get("machine", machine), line.get("ceilings", ceilings)
+        machine = line.get("machine", machine)
+        if "ceilings" in line:
+            seen = line["ceilings"]
+            products = {name: _passed(one) for name, one in seen.get("matmul", {}).items()}
+            ceilings = (
+                {**seen, "copy": _passed(seen["copy"]), "matmul": products} if "copy" in seen else {**seen, "matmul": products}
+            )
         if "result" in line:
-            found.append(line["result"])
+            found.append({**line["result"], "contenders": [_passed(row) for row in line["result"]["contenders"]]})
         if "ended" in line:
             operator, case, dtype = line["ended"]
             why = f"the process ended; the operator's cases after this one were not timed: {line['why']}"
             found.append({"operator": operator, "case": case, "dtype": dtype, "status": "FAILED", "contenders": [], "why": why})
     return Bench(chip, model, machine, ceilings, tuple(found))
+
+
+def _passed(timed: JSON) -> JSON:
+    """Return what was timed, without a figure and with the reason where the clock saw no time pass in a round."""
+    if all(0 < seconds < math.inf for seconds in timed["seconds"]):
+        return timed
+    why = f"the clock saw no time pass in a round: its seconds are {', '.join(map(str, timed['seconds']))}"
+    return {**timed, "seconds": [], "why": why, **({"status": "SKIPPED"} if "status" in timed else {})}
 
 
 def host_of(chip: Chip, machine: JSON) -> JSON:
@@ -159,6 +174,7 @@ def case_of(line: JSON, copy: float | None, rate: float | None) -> JSON:
     bounded = copy is not None and (rate is not None or line.get("memory_bound", False))
     bound = figures.bound(moved, flops, copy, rate) if copy is not None and bounded else None
     rows = [_contender(contender, moved, flops, bound) for contender in line["contenders"]]
+    own = next((row for row in rows if row["name"] == OURS), {"status": "SKIPPED", "why": None})
     times = {row["name"]: row["median"] for row in rows if row["median"] is not None}
     ours = times.pop(OURS, None)
     peer = figures.best({name: seconds for name, seconds in times.items() if not is_ours(name)})
@@ -168,8 +184,8 @@ def case_of(line: JSON, copy: float | None, rate: float | None) -> JSON:
             name: line.get(name)
             for name in ("operator", "family", "case", "dtype", "computes", "memory_bound", "copies", "compared")
         },
-        "status": line.get("status") or (MEASURED if ours is not None else "SKIPPED"),
-        "why": line.get("why") or None,
+        "status": line.get("status") or own["status"],
+        "why": line.get("why") or own["why"],
         "bytes": moved,
         "operations": flops,
         "intensity": figures.intensity(moved, flops),

@@ -131,6 +131,27 @@ def test_what_is_not_measured_stands_below_with_its_reason_and_without_a_number(
     assert (found.measured, found.failed) == (4, 1)
 
 
+def test_a_case_in_which_ours_failed_says_so_and_why() -> None:
+    softmax = made()[1]["cases"][4]
+    assert (softmax["status"], softmax["why"]) == ("FAILED", "ValueError: no")
+    assert (made()[1]["cases"][0]["status"], made()[1]["cases"][0]["why"]) == ("MEASURED", None)
+
+
+def test_a_round_in_which_no_time_passed_has_no_figure_and_the_reason_and_the_others_have_theirs() -> None:
+    ways = (way("ours", 0.0, 0.0), way("eager", 2e-6, 4e-6), way("compiled", 0.0, 1e-6))
+    ceilings = {"copy": {**CEILINGS["copy"], "seconds": [0.0, 0.0]}, "matmul": CEILINGS["matmul"]}
+    found, document_ = made([LINES[0], {"ceilings": ceilings}, line("rms-norm", "norm", *ways, moved=8, flops=8), LINES[3]])
+    short, other = document_["cases"]
+    why = "the clock saw no time pass in a round: its seconds are 0.0, 0.0"
+    assert (short["status"], short["why"], short["ratio"], short["best_peer"]) == ("SKIPPED", why, None, "eager")
+    assert [(row["status"], row["spread"]) for row in short["contenders"][1:]] == [
+        *(("MEASURED", pytest.approx(2 / 3)), ("SKIPPED", None)),
+    ]
+    assert (document_["ceilings"]["copy"]["gigabytes_per_second"], document_["ceilings"]["copy"]["why"]) == (None, why)
+    assert (other["status"], found.measured) == ("MEASURED", 1)
+    assert why in benched(found)
+
+
 def test_the_table_names_device_driver_versions_clock_and_cache() -> None:
     said = benched(made()[0])
     assert "4 cases of a-model timed on Made-up Device (none that the matrix knows of some-chip)" in said
