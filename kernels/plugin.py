@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .calls import RECORD, Calls
-from .registry import NATIVE, SWITCH, Choice, choices, registry
+from .registry import NATIVE, SWITCH, TOGETHER, Choice, choices, reached, registry
 
 LINE: Final = "release operators"
 """How the line of the log begins that a cell may name as its proof."""
@@ -30,10 +30,12 @@ def install() -> None:
     chosen = choices(os.environ, missing())
     calls = Calls(Path(folder) if folder else None)
     libraries = {choice.operator: choice.library for choice in chosen}
-    replaced = [*_replace(libraries, calls), *_put_before(libraries, calls)]
+    layers = {**_replace(libraries, calls), **_put_before(libraries, calls)}
     from vllm.logger import init_logger
 
-    init_logger("vllm.release_kernels").info("%s", told(chosen, replaced, bool(folder)))
+    init_logger("vllm.release_kernels").info(
+        "%s", told(reached(chosen, layers), list(dict.fromkeys(layers.values())), bool(folder))
+    )
 
 
 def missing() -> dict[str, str]:
@@ -57,8 +59,8 @@ def told(chosen: tuple[Choice, ...], replaced: list[str], recorded: bool) -> str
     return f"{LINE}: {'; '.join(parts)}; in {', '.join(replaced) or 'no layer'}{'; calls are recorded' if recorded else ''}"
 
 
-def _replace(libraries: dict[str, str], calls: Calls) -> list[str]:
-    """Register a class in place of each layer and return the layers' names. What another plugin has replaced stays as that has it."""
+def _replace(libraries: dict[str, str], calls: Calls) -> dict[str, str]:
+    """Register a class in place of each layer; return its name by operator. What another plugin has replaced stays as that has it."""
     from vllm.model_executor.custom_op import op_registry_oot
     from vllm.model_executor.layers.activation import SiluAndMul
     from vllm.model_executor.layers.layernorm import RMSNorm
@@ -66,7 +68,7 @@ def _replace(libraries: dict[str, str], calls: Calls) -> list[str]:
 
     from .layers import experts, norm, rotary, silu
 
-    done = []
+    done: dict[str, str] = {}
     for layer, names, make in (
         (RMSNorm, ("rms-norm", "add-rms-norm"), norm),
         (SiluAndMul, ("silu-mul",), silu),
@@ -78,7 +80,7 @@ def _replace(libraries: dict[str, str], calls: Calls) -> list[str]:
             stand_in = make(layer, [libraries.get(operator, NATIVE) for operator in names], calls, registry())
             layer.register_oot(stand_in)
             stand_in.name = name
-            done.append(layer.__name__)
+            done |= dict.fromkeys(names, layer.__name__)
     return done
 
 
@@ -91,8 +93,8 @@ def _moe_layers() -> list[Any]:
     return [UnquantizedFusedMoEMethod]
 
 
-def _put_before(libraries: dict[str, str], calls: Calls) -> list[str]:
-    """Put a kernel before those that vLLM chooses from for int8 linear layers, and return its name: the first that can is taken.
+def _put_before(libraries: dict[str, str], calls: Calls) -> dict[str, str]:
+    """Put a kernel before those that vLLM chooses from for int8 linear layers; return its name by operator: the first that can is taken.
 
     `register_linear_kernel` (vllm/model_executor/kernels/linear, 0.32) puts a new one last, behind kernels that take every layer.
     """
@@ -102,13 +104,13 @@ def _put_before(libraries: dict[str, str], calls: Calls) -> list[str]:
 
         possible = linear._POSSIBLE_INT8_KERNELS[current_platform._enum]
     except (ImportError, AttributeError, KeyError):
-        return []
+        return {}
     from .layers import scaled
 
     base = next((kernel for kernel in possible if kernel.is_supported()[0]), None)
     if base is None:
-        return []
-    kernel = scaled(base, [libraries.get(name, NATIVE) for name in ("int8-per-token", "w8a8-matmul")], calls, registry())
+        return {}
+    kernel = scaled(base, [libraries.get(name, NATIVE) for name in TOGETHER], calls, registry())
     linear.register_linear_kernel(kernel, current_platform._enum, "int8")
     possible.insert(0, possible.pop())
-    return [base.__name__]
+    return dict.fromkeys(TOGETHER, base.__name__)

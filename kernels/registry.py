@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,9 @@ CHIP: Final = "RELEASE_KERNELS_CHIP"
 NATIVE: Final = "native"
 LIBRARIES: Final = ("ours", "flaggems", NATIVE)
 EVERY: Final = "*"
+TOGETHER: Final = ("int8-per-token", "w8a8-matmul")
+"""Operators of one layer, which are replaced together or not at all."""
+UNREACHED: Final = "no layer took it: this engine has none, or another plugin's stands there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,19 @@ def choices(environment: Mapping[str, str], missing: Mapping[str, str]) -> tuple
     if library not in LIBRARIES:
         raise ValueError(f"{SWITCH}={library!r}: {_meant(library, LIBRARIES)}")
     include, exclude = (_named(environment, variable) for variable in (INCLUDE, EXCLUDE))
-    return tuple(_choice(operator, library, include, exclude, environment.get(CHIP, ""), missing) for operator in registry())
+    found = [_choice(operator, library, include, exclude, environment.get(CHIP, ""), missing) for operator in registry()]
+    apart = next((choice.operator for choice in found if choice.operator in TOGETHER and choice.library == NATIVE), "")
+    return tuple(_native(one, f"goes with {apart}") if apart and one.operator in TOGETHER else one for one in found)
+
+
+def reached(chosen: Iterable[Choice], layers: Collection[str]) -> tuple[Choice, ...]:
+    """Return what operators get of which `layers` lists those whose layer was replaced: all others are native, whatever was chosen."""
+    return tuple(one if one.operator in layers else _native(one, UNREACHED) for one in chosen)
+
+
+def _native(choice: Choice, reason: str) -> Choice:
+    """Return the engine's own in place of what was chosen; what is native already keeps its reason."""
+    return choice if choice.library == NATIVE else Choice(choice.operator, NATIVE, reason)
 
 
 def _choice(operator: str, library: str, include: set[str], exclude: set[str], chip: str, missing: Mapping[str, str]) -> Choice:
@@ -93,7 +108,7 @@ def _choice(operator: str, library: str, include: set[str], exclude: set[str], c
     if operator in exclude or (include and operator not in include):
         return Choice(operator, NATIVE, "excluded" if operator in exclude else "not included")
     if found is None:
-        return Choice(operator, NATIVE, f"{library} has none")
+        return Choice(operator, NATIVE, f"none of {library} is bound here")
     if chip and EVERY not in found.chips and chip not in found.chips:
         return Choice(operator, NATIVE, f"{library}'s is not for {chip}")
     lacking = next((missing[module] for module in found.needs if module in missing), "")

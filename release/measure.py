@@ -7,6 +7,7 @@ import os
 import re
 
 from release.errors import StageError
+from release.kernels.plugin import LINE
 from release.matrix.load import Matrix
 from release.oci import sha256_file
 from release.pipeline import Work
@@ -131,8 +132,12 @@ def _measured(document: JSON | None) -> Performance | None:
 
 
 def _proven(claim: JSON, log: str) -> Verdict:
-    """Return whether the server's log proves the operators that the cell claims: a switch that is set proves nothing."""
-    line = next((line.strip() for line in log.splitlines() if re.search(claim["proof"], line)), None)
+    """Return whether the server's log proves the operators that the cell claims: a switch that is set proves nothing.
+
+    A line of our plugin names what serves each operator, and proves no library in which it has none.
+    """
+    fitting = (line.strip() for line in log.splitlines() if re.search(claim["proof"], line))
+    line = next((line for line in fitting if LINE not in line or re.search(rf"[:;] {claim['library']}( \(|:)", line)), None)
     return Verdict(
         name="operators/proof",
         status=Status.PASSED if line else Status.FAILED,

@@ -12,7 +12,7 @@ import pytest
 
 from release.kernels.calls import Calls, read_calls, summed
 from release.kernels.plugin import LINE, told
-from release.kernels.registry import LIBRARIES, beyond, choices, registry, seams
+from release.kernels.registry import LIBRARIES, beyond, choices, reached, registry, seams
 
 
 def test_every_operator_has_a_native_implementation_and_no_library_that_the_switch_does_not_know() -> None:
@@ -64,7 +64,7 @@ def test_what_cannot_be_had_is_native_and_says_why() -> None:
         for choice in choices({"RELEASE_OPERATORS": "flaggems"}, {"flag_gems": "flag_gems is not installed"})
     }
     assert found["rms-norm"].library == "native" and found["rms-norm"].reason == "flag_gems is not installed"
-    assert found["rotary"].reason == "flaggems has none"
+    assert found["rotary"].reason == "none of flaggems is bound here"
 
 
 def test_the_line_of_the_log_says_what_was_installed_and_where_not_why() -> None:
@@ -72,8 +72,25 @@ def test_the_line_of_the_log_says_what_was_installed_and_where_not_why() -> None
     line = told(chosen, ["RMSNorm", "SiluAndMul"], True)
     assert (
         line == f"{LINE}: ours: rms-norm, add-rms-norm, silu-mul, int8-per-token, w8a8-matmul; native (excluded): rotary; "
-        "native (ours has none): expert-matmul; in RMSNorm, SiluAndMul; calls are recorded"
+        "native (none of ours is bound here): expert-matmul; in RMSNorm, SiluAndMul; calls are recorded"
     )
+
+
+def test_the_line_of_the_log_names_no_library_for_an_operator_whose_layer_is_another_s() -> None:
+    chosen = choices({"RELEASE_OPERATORS": "ours"}, {})
+    (one, *_), line = reached(chosen, ["silu-mul"]), told(reached(chosen, ["silu-mul"]), ["SiluAndMul"], False)
+    assert (one.operator, one.library, one.reason.partition(":")[0]) == ("rms-norm", "native", "no layer took it")
+    assert line.startswith(f"{LINE}: native (no layer took it: ") and "; ours: silu-mul; " in line
+    assert "ours: " not in told(reached(chosen, []), [], False)
+    assert reached(chosen, [choice.operator for choice in chosen]) == chosen
+
+
+@pytest.mark.parametrize(("left_out", "other"), [("w8a8-matmul", "int8-per-token"), ("int8-per-token", "w8a8-matmul")])
+def test_both_int8_operators_are_native_where_one_is_and_the_other_says_with_which_it_goes(left_out: str, other: str) -> None:
+    found = {one.operator: one for one in choices({"RELEASE_OPERATORS": "ours", "RELEASE_OPERATORS_EXCLUDE": left_out}, {})}
+    assert (found[left_out].library, found[left_out].reason) == ("native", "excluded")
+    assert (found[other].library, found[other].reason) == ("native", f"goes with {left_out}")
+    assert found["rms-norm"].library == "ours"
 
 
 def test_calls_are_counted_by_operator_library_shape_and_dtype_and_written_whole(tmp_path: Path) -> None:

@@ -111,6 +111,23 @@ def test_operators_that_are_claimed_must_be_proven_by_the_server_s_log(tmp_path:
     assert "flaggems" in verdict["reason"]
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("ours: rms-norm; native (none of ours is bound here): expert-matmul; in RMSNorm", "PASSED"),
+        ("native (excluded): rotary; ours: rms-norm; in RMSNorm", "PASSED"),
+        ("native (none of ours: is bound here): expert-matmul; in no layer", "FAILED"),
+        ("native (triton is not installed): rms-norm; in RMSNorm; calls are recorded", "FAILED"),
+    ],
+)
+def test_a_line_of_our_plugin_that_names_no_operator_of_the_library_proves_none(tmp_path: Path, line: str, status: str) -> None:
+    claim = {**CLAIM, "library": "ours", "proof": "release operators"}
+    (verdict,) = judged(
+        work(tmp_path, {**reads_judge(plan(), Matrix()), "operators": claim}, log=f"INFO release operators: {line}")
+    )
+    assert verdict["status"] == status
+
+
 def test_a_host_is_told_by_its_processor_and_not_by_its_name() -> None:
     import socket
 
