@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from .check import main, root_of, torch_missing, triton_missing, unsupported
+from .check import UNBOUND, main, root_of, torch_missing, triton_missing, unsupported
 from .configurations import CHIP, candidates
 from .contest import COMPILED, EAGER, FLAGGEMS, OURS, REPEATS, Contender, Effort, enough, guarded, measure
 from .interpreter import VARIABLE, interpreted
@@ -146,7 +146,7 @@ def contenders(operator: Operator, native: Native, theirs: Mapping[str, Any] | s
     for name, (call, known) in native.others.items():
         found.append(Contender(name, partial(_called, call, known)))
     launch = theirs.get(operator.name) if not isinstance(theirs, str) else None
-    why = theirs if isinstance(theirs, str) else "FlagGems has no such operator"
+    why = theirs if isinstance(theirs, str) else UNBOUND
     found.append(Contender(FLAGGEMS, (lambda inputs: partial(launch, **inputs)) if launch else None, "" if launch else why))
     return [replace(contender, ties=native.ties) for contender in found]
 

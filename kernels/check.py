@@ -20,6 +20,8 @@ from .operator import Facts, NotOffered
 
 OLDEST: Final = (3, 2)
 """The first Triton that these kernels are written for."""
+UNBOUND: Final = "no operator of FlagGems is bound here"
+"""Why FlagGems is left out of most operators: it may well have one, and no launcher of ours calls it."""
 FLOAT64: Final = "a comparison with float64"
 LAUNCHES: Final = 3
 """How often a case is launched on a device, where a race shows only now and then."""
@@ -77,7 +79,7 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"result": asdict(skipped(operator.name, "", f"{facts.model} has no such operator"))}
             continue
         if operator.launch is None:
-            yield {"result": asdict(skipped(operator.name, "", "FlagGems has no such operator"))}
+            yield {"result": asdict(skipped(operator.name, "", UNBOUND))}
             continue
         asked = [dtype for dtype in operator.dtypes if dtype in request["dtypes"]]
         for dtype in operator.dtypes:
@@ -91,7 +93,7 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def operators_of(library: str) -> dict[str, Any]:
-    """Return the operators by name, of ours or with FlagGems' launchers in place of ours (None where it has none).
+    """Return the operators by name, of ours or with FlagGems' launchers in place of ours (None where none of it is bound).
 
     FlagGems copies rows that lie apart, so nothing is said of them.
     """

@@ -200,6 +200,8 @@ facts = Facts(**dict.fromkeys(("model", "layers", "hidden", "intermediate", "voc
 without = [OPERATORS["softmax-topk"], replace(OPERATORS["cache-write"], dtypes=("float32", "bfloat16"))]
 lines = [line for one in without for line in bench.lines_of(one, facts, ["float16"], HostClock(), "none", trying=False)]
 found["without"] = [line["result"]["why"] for line in lines]
+peers = bench.contenders(OPERATORS["grouped-topk"], NATIVE["grouped-topk"], {"rms-norm": print})
+found["unbound"] = [one.why for one in peers if one.name == "flaggems"]
 found["distinct"] = bench.distinct([{"rows": 1, "width": 8}, {"rows": 2, "width": 8}, {"width": 8, "rows": 1}])
 sizes = {"rows": 10, "heads": 3, "size": 20, "page": 8, "narrow": 1}
 write = OPERATORS["cache-write"]
@@ -393,6 +395,11 @@ def test_what_is_tried_is_named_by_what_differs_and_a_shape_counts_once(found: A
 @pytest.mark.integration
 def test_what_a_model_has_not_and_what_an_operator_does_not_compute_in_is_skipped_with_the_reason(found: Any) -> None:
     assert found["without"] == ["8 has no such operator", "it does not compute in float16"]
+
+
+@pytest.mark.integration
+def test_an_operator_that_flaggems_may_have_is_told_as_not_bound_here(found: Any) -> None:
+    assert found["unbound"] == ["no operator of FlagGems is bound here"]
 
 
 @pytest.mark.integration
