@@ -248,7 +248,7 @@ STAGES: Final = (
         unsettled,
     ),
     Stage("performance", 1, ("image", "weights", "serve", "conformance"), reads_performance, performance, on="serve"),
-    Stage("profile", 1, ("image", "weights"), reads_profile, profile, uses=served_by, on="profile"),
+    Stage("profile", 2, ("image", "weights"), reads_profile, profile, uses=served_by, on="profile"),
     Stage("judge", 1, ("conformance", "performance", "reference:performance"), reads_judge, judge, ungated),
     Stage(
         "card",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +17,9 @@ from click.testing import CliRunner
 from folders import CELL, write
 
 from release.cli.kernels import kernels
-from release.coverage import CALLS, TRACES, _fetch, calls_of, profile, reads_profile
+from release.coverage import CALLS, TRACES, _fetch, _leave_hosts_out, calls_of, profile, reads_profile
 from release.errors import StageError, UsageError
+from release.kernels.coverage import read_trace
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
 from release.pipeline import Graph, Stage, Task, Work, graph
@@ -104,6 +109,42 @@ def test_a_file_that_cannot_be_read_whole_is_an_error_and_leaves_nothing(tmp_pat
     with pytest.raises(StageError, match="has 300 files"):
         fetched(tmp_path, {f"{number}.json": b"" for number in range(300)})
     assert not list(tmp_path.iterdir())
+
+
+def test_no_trace_that_becomes_evidence_names_its_host(tmp_path: Path) -> None:
+    """Two processes of one host as torch and vLLM name them, and one by its ranks, whose name stays."""
+    for name in (
+        "box-7.corp_71.async_llm.5.pt.trace.json.gz",
+        "box-7.corp_72.5.pt.trace.json.gz",
+        "dp0_tp0_rank0.5.pt.trace.json.gz",
+    ):
+        trace = {"host_name": "box-7.corp", "traceEvents": [{"name": "aten::mm", "ts": 1}], "traceName": f"/tmp/{name}"}
+        (tmp_path / name).write_bytes(gzip.compress(json.dumps(trace).encode()))
+    _leave_hosts_out(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("dp0_tp0_rank0.5.pt.trace.json.gz", "process-1.async_llm.5.pt.trace.json.gz", "process-2.5.pt.trace.json.gz"),
+    ]
+    for path in tmp_path.iterdir():
+        told = json.loads(gzip.decompress(path.read_bytes()))
+        assert "box-7" not in json.dumps(told) and told["traceEvents"] == [{"name": "aten::mm", "ts": 1}]
+        assert read_trace(path) == told["traceEvents"]
+
+
+@pytest.mark.integration
+def test_torch_itself_writes_the_host_where_it_is_left_out(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch; from torch.profiler import profile, tensorboard_trace_handler as kept\n"
+        "with profile(on_trace_ready=kept(sys.argv[1], use_gzip=True)): torch.ones(3) + 1"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
+    (path,) = tmp_path.iterdir()
+    before, events = json.loads(gzip.decompress(path.read_bytes())), len(read_trace(path))
+    assert before["host_name"] == socket.gethostname() and path.name.startswith(f"{socket.gethostname()}_")
+    _leave_hosts_out(tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("process-1.") and len(read_trace(path)) == events
+    after = json.loads(gzip.decompress(path.read_bytes()))
+    assert {name for name in before if before[name] != after[name]} == {"host_name", "traceName"}
 
 
 def test_the_recorded_calls_beside_the_traces_are_told_with_their_definition(tmp_path: Path) -> None:
