@@ -91,6 +91,14 @@ def unprofiled(plan: Plan) -> tuple[str, ...]:
     return () if plan.operators and plan.operators.share else ("profile",)
 
 
+def unmeasured(plan: Plan) -> tuple[str, ...]:
+    """Return the needs that a plan spares of which a build does not both measure the speed and profile the server.
+
+    Where it does, the profile waits: a second server of the cell would take from the first what is measured.
+    """
+    return () if plan.performance and plan.operators and plan.operators.share else ("performance",)
+
+
 def _prompts(work: Work) -> list[str]:
     from release.validators.questions import read_questions
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from release.benchmarks import benchmarks, reads_benchmarks, reads_settle, settle_sets, unsettled
 from release.consistency import consistency, reads_consistency, reads_trace, trace, unexamined
-from release.coverage import profile, reads_profile, unprofiled
+from release.coverage import profile, reads_profile, unmeasured, unprofiled
 from release.matrix.load import Matrix
 from release.matrix.memory import memory_of
 from release.matrix.rules import concerns
@@ -248,7 +248,7 @@ STAGES: Final = (
         unsettled,
     ),
     Stage("performance", 1, ("image", "weights", "serve", "conformance"), reads_performance, performance, on="serve"),
-    Stage("profile", 2, ("image", "weights"), reads_profile, profile, uses=served_by, on="profile"),
+    Stage("profile", 2, ("image", "weights", "performance"), reads_profile, profile, unmeasured, uses=served_by, on="profile"),
     Stage("judge", 1, ("conformance", "performance", "reference:performance"), reads_judge, judge, ungated),
     Stage(
         "card",

@@ -32,6 +32,7 @@ from release.types import Plan
 from release.validators.serving import Server
 
 ASKING = "    operators: {library: ours, env: {RELEASE_OPERATORS: ours}, proof: release operators, plugin: true, share: true}\n"
+LOADED = "    performance: {grid: [[16, 16]], concurrency: [1]}\n"
 
 
 def plan(cell: str = "cpu/tiny-qwen3@bf16") -> Plan:
@@ -65,6 +66,20 @@ def test_only_a_cell_that_asks_for_its_share_is_profiled_in_a_build(tmp_path: Pa
     assert card.needs["profile"] == tasks.of["cpu/tiny-qwq@bf16", "profile"]
     assert "plugin" in tasks.task("cpu/tiny-qwq@bf16", "wheels").reads
     assert "plugin" not in tasks.task("cpu/tiny-qwq@fp32", "wheels").reads
+
+
+@pytest.mark.parametrize(("asking", "loaded", "waits"), [(ASKING, LOADED, True), (ASKING, "", False), ("", LOADED, False)])
+def test_a_server_is_profiled_after_its_speed_is_measured_where_a_build_does_both(
+    asking: str, loaded: str, waits: bool, tmp_path: Path
+) -> None:
+    text = (Path(Matrix().file("cells/cpu/tiny-qwq.yaml"))).read_text().replace("  bf16:\n", "  bf16:\n" + asking + loaded, 1)
+    (tmp_path / "cells" / "cpu").mkdir(parents=True)
+    (tmp_path / "cells" / "cpu" / "tiny-qwq.yaml").write_text(text)
+    matrix, cell = Matrix((tmp_path,)), "cpu/tiny-qwq@bf16"
+    plans = {cell: plan_of(matrix, cell).model_copy(update={"reference": None})}
+    tasks = graph(STAGES, plans, matrix, [cell], "profile")
+    assert ((cell, "performance") in tasks.of) is waits
+    assert ("performance" in tasks.task(cell, "profile").needs) is waits
 
 
 def test_an_engine_of_whose_profiler_nothing_is_known_is_refused_with_the_way_by_hand(tmp_path: Path) -> None:
