@@ -47,14 +47,16 @@ def push(
     move: bool = False,
     registry: Registry | None = None,
     neighbours: Callable[[str], str] = lambda digest: "",
+    start: Callable[[], None] = lambda: None,
     finish: Callable[[], None] = lambda: None,
 ) -> str:
     """Publish an index and all below it under the tag of `reference`; return its digest.
 
     Whatever is named goes up before what names it, and the tag comes last: who sees the tag can pull all of it. What has a
     `subject` is listed among the referrers of that. `neighbours(digest)` may name another repository of the registry that a blob can be
-    taken over from; `finish` is called when all is there but the tag. Where the tag already is this index, nothing is sent. Raises
-    VerificationError where the tag is something else (unless `move`), or where the layout is not what its digests say.
+    taken over from; `start` is called before anything is sent, `finish` when all is there but the tag. Where the tag already is this
+    index, nothing is sent and neither is called. Raises VerificationError where the tag is something else (unless `move`), or where the
+    layout is not what its digests say.
     """
     digest = index_descriptor.digest
     if not reference.tag or reference.digest not in ("", digest):
@@ -62,6 +64,7 @@ def push(
     target = registry or Registry.at(reference)
     if is_published(target, reference.tag, digest, move):
         return digest
+    start()
     order = list(walk(layout, index_descriptor))
     for descriptor in order:
         path = layout.blob(descriptor.digest)

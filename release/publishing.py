@@ -73,6 +73,10 @@ def publish_release(
     signed: list[str] = []
     sent: list[int] = []
 
+    def start() -> None:
+        if image is not None:
+            refuse_full(registry, image.digest)
+
     def finish() -> None:
         sent.extend(registry.sent)
         describe(registry, image, predicates_of(record, record_digest))
@@ -80,10 +84,8 @@ def publish_release(
             signed.extend(sign_release(f"{target.host}/{target.name}@{index.digest}", key))
 
     image = image_of(entries)
-    if image is not None and not is_published(registry, target.tag, index.digest, move=False):
-        refuse_full(registry, image.digest)
     neighbours = Neighbours(memory, target.host, target.name)
-    push(layout, index, target, progress, registry=registry, neighbours=neighbours, finish=finish)
+    push(layout, index, target, progress, registry=registry, neighbours=neighbours, start=start, finish=finish)
     neighbours.remember(blob.digest for blob in blobs)
     return Published(where, total, sum(sent), tuple(signed))
 

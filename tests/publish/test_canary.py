@@ -205,9 +205,10 @@ def test_no_command_line_shows_a_secret_while_it_is_in_use(tmp_path: Path, secre
 
 def test_the_look_at_command_lines_would_find_it() -> None:
     secret = f"in-use-{uuid4().hex}"
-    with subprocess.Popen(["sh", "-c", "read line", secret], stdin=subprocess.PIPE) as child:
+    with subprocess.Popen(["sh", "-c", "echo up; read line", secret], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout.readline() == b"up\n", "right after exec the kernel may not show it yet"
         found = command_lines()
-        assert child.stdin is not None
         child.stdin.close()
     assert secret.encode() in found
 
