@@ -20,7 +20,7 @@ from release.oci import IMAGE_INDEX
 from release.publish.keys import new_key
 
 NAMES = ("manifest", "index", "index.json", "oci-layout", "bundle", "simple signing", "policy", "record, sent", "record, pulled")
-SLOWEST = 5.0
+SLOWEST = 30.0
 """Seconds that one document may take on a machine that is busy."""
 ODD = st.sampled_from(
     [

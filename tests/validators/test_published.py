@@ -245,7 +245,7 @@ def test_hostile_cards_end_quickly_in_a_clear_refusal(text: str) -> None:
     started = time.monotonic()
     with pytest.raises(UsageError):
         card(text)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_a_card_beyond_all_measure_is_not_read() -> None:

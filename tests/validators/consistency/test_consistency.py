@@ -143,7 +143,7 @@ def test_a_server_that_answers_nothing_is_unverifiable_in_bounded_time(
 ) -> None:
     began = time.monotonic()
     found = compared(trace, prompts, tmp_path / "out", defect, patience=1.0)
-    assert found.finding == "UNVERIFIABLE" and time.monotonic() - began < 15
+    assert found.finding == "UNVERIFIABLE" and time.monotonic() - began < 60
 
 
 def test_a_layer_ends_when_its_time_is_over(trace: Trace, prompts: Path, tmp_path: Path) -> None:
