@@ -25,12 +25,13 @@ MOST_SIGNATURES: Final = 32
 
 @dataclass(frozen=True)
 class Signed:
-    """A statement that was signed by `key`: the digests of its subjects, and what is said of them."""
+    """A statement that was signed by `key`: the digests of its subjects, what is said of them, and the very bytes of it all."""
 
     key: Public
     subjects: tuple[str, ...]
     predicate_type: str
     predicate: JSON
+    payload: bytes
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -80,7 +81,7 @@ def open_bundle(data: bytes, keys: Sequence[Public]) -> Signed | None:
     signer = next((key for key in keys for signature in made if key.verifies(signature, encoded)), None)
     if signer is None:
         return None
-    return Signed(signer, digests, told["predicateType"], _object(told.get("predicate", {}), "a predicate"))
+    return Signed(signer, digests, told["predicateType"], _object(told.get("predicate", {}), "a predicate"), payload)
 
 
 def _digest(subject: JSON) -> str:

@@ -93,13 +93,13 @@ def _attested(policy: Policy, attested: Sequence[Signed], record: JSON, digest: 
     """
     said = spoken(attested, record, digest, where)
     for name in policy.attested:
-        if STATEMENTS[name] not in said:
+        if not said.get(STATEMENTS[name]):
             if any(each.predicate_type == STATEMENTS[name] for each in attested):
                 raise VerificationError(f"the signed {name} is of another record, and here is {digest}", where=where)
             raise IncompleteError(f"no trusted key attests a {name}", where=where, next_step="release sign attests all three")
         yield Check("attested", name)
     if "provenance" in policy.attested:
-        builders = [builder_of(predicate) for predicate in said[PROVENANCE]]
+        builders = [builder_of(each.predicate) for each in said[PROVENANCE]]
         builder = next((each for each in builders if each in policy.builders), None)
         if builder is None:
             told = " and ".join(f"{each!r:.80}" for each in builders[:3])
@@ -107,19 +107,19 @@ def _attested(policy: Policy, attested: Sequence[Signed], record: JSON, digest: 
         yield Check("built by", builder)
 
 
-def spoken(attested: Sequence[Signed], record: JSON, digest: str, where: str) -> dict[str, list[JSON]]:
+def spoken(attested: Sequence[Signed], record: JSON, digest: str, where: str) -> dict[str, list[Signed]]:
     """Return what is said of the release with this record, each once, by predicate type: other releases may have the same image.
 
     Raises VerificationError where a verdict of this record has another shape, or another state than the record.
     """
-    said: dict[str, list[JSON]] = {}
+    said: dict[str, list[Signed]] = {}
     for each in attested:
-        known = said.get(each.predicate_type, [])
-        if speaks_of(each.predicate_type, each.predicate, digest) and each.predicate not in known:
-            said[each.predicate_type] = [*known, each.predicate]
-    for predicate in said.get(VERDICT, ()):
+        known = said.setdefault(each.predicate_type, [])
+        if speaks_of(each.predicate_type, each.predicate, digest) and all(each.payload != other.payload for other in known):
+            known.append(each)
+    for each in said.get(VERDICT, ()):
         try:
-            found = Attested.model_validate_json(json.dumps(predicate))
+            found = Attested.model_validate_json(json.dumps(each.predicate))
         except ValidationError as problem:
             raise VerificationError(f"the signed verdict is none: {problem.errors()[0]['msg']:.200}", where=where) from problem
         if found.state.value != record.get("state"):

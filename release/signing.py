@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from release.publish.keys import Private, Public
     from release.publish.verify import Check
 
+Statements = Sequence[tuple[str, bytes]]
+"""Predicate types, and the statements of in-toto to be signed, to the byte."""
+
 
 def sign_release(reference: str, key: Path) -> list[str]:
     """Sign the index and the image of a published release, in both forms, and attest of the image its bill of materials, its provenance and
@@ -26,6 +29,7 @@ def sign_release(reference: str, key: Path) -> list[str]:
     Raises UsageError for a key that is none, PublishError and VerificationError for the registry's answers.
     """
     from release.publish.distribution import Registry
+    from release.publish.dsse import statement
     from release.publish.keys import read_private
     from release.publish.reference import Reference
     from release.publish.verify import image_of, record_of, released
@@ -34,33 +38,28 @@ def sign_release(reference: str, key: Path) -> list[str]:
     registry = Registry.at(where)
     index, entries = released(registry, where.digest or where.tag)
     image = image_of(entries)
-    told: list[tuple[str, JSON]] = []
+    told: list[tuple[Descriptor, Statements]] = [(index, ())]
     if image is not None:
         with tempfile.TemporaryDirectory(prefix="release-sign-") as scratch:
-            told = list(predicates_of(*record_of(registry, entries, Path(scratch))).items())
-    return _put_signed(registry, index, image, told, private)
+            said = predicates_of(*record_of(registry, entries, Path(scratch)))
+        told.append((image, [(kind, statement(image.digest, kind, predicate)) for kind, predicate in said.items()]))
+    return _put_signed(registry, told, private)
 
 
-def _put_signed(
-    registry: Registry, index: Descriptor, image: Descriptor | None, told: Sequence[tuple[str, JSON]], key: Private
-) -> list[str]:
-    """Put signatures of index and image into a registry, and what is `told` of the image, by predicate type; return what was signed."""
+def _put_signed(registry: Registry, told: Sequence[tuple[Descriptor, Statements]], key: Private) -> list[str]:
+    """Put a signature of each subject into a registry, and of each statement that is told of it; return what was signed."""
     from release.oci import Layout
-    from release.publish.dsse import statement
     from release.publish.signature import attest, publish, refuse_full, sign
 
-    for subject in (index, image):
-        if subject is not None:
-            refuse_full(registry, subject.digest)
+    for subject, _ in told:
+        refuse_full(registry, subject.digest)
     with tempfile.TemporaryDirectory(prefix="release-sign-") as scratch:
         layout = Layout.create(Path(scratch))
-        publish(registry, layout, index.digest, *sign(layout, index, key, registry.where))
-        if image is None:
-            return [f"signed {index.digest}"]
-        said = [attest(layout, image, statement(image.digest, kind, predicate), kind, key) for kind, predicate in told]
-        publish(registry, layout, image.digest, *sign(layout, image, key, registry.where), *said)
-    signed = [f"signed {subject.digest}" for subject in (index, image)]
-    return signed + [f"attested {kind} of {image.digest}" for kind, _ in told]
+        for subject, statements in told:
+            said = [attest(layout, subject, payload, kind, key) for kind, payload in statements]
+            publish(registry, layout, subject.digest, *sign(layout, subject, key, registry.where), *said)
+    signed = [f"signed {subject.digest}" for subject, _ in told]
+    return signed + [f"attested {kind} of {subject.digest}" for subject, statements in told for kind, _ in statements]
 
 
 def predicates_of(record: JSON, digest: str) -> dict[str, JSON]:
@@ -107,23 +106,26 @@ def rotate(old: Path, new: Path, references: Sequence[str]) -> list[str]:
     return [line for each in known for line in _put_signed(*each, private)]
 
 
-def _vouched(reference: str, key: Public) -> tuple[Registry, Descriptor, Descriptor | None, list[tuple[str, JSON]]]:
-    """Return a release's index and image, which `key` has signed, and what it has attested of them, by predicate type."""
+def _vouched(reference: str, key: Public) -> tuple[Registry, list[tuple[Descriptor, Statements]]]:
+    """Return a release's registry, and its index and image, which `key` has signed, each with what the key has attested of it."""
     from release.publish.distribution import Registry
     from release.publish.reference import Reference
-    from release.publish.signature import Found, find
+    from release.publish.signature import find
     from release.publish.verify import image_of, record_of, released, spoken
 
     where = Reference.parse(reference)
     registry = Registry.at(where)
     index, entries = released(registry, where.digest or where.tag)
-    image, found = image_of(entries), Found((), (), 0)
+    image = image_of(entries)
+    told: list[tuple[Descriptor, Statements]] = []
     with tempfile.TemporaryDirectory(prefix="release-rotate-") as scratch:
+        record = record_of(registry, entries, Path(scratch))
         for what, subject in (("index", index), *((("image", image),) if image else ())):
             found = find(registry, subject.digest, [key], Path(scratch) / what)
             if not found.signers:
                 raise UnsignedError(
                     f"the {what} of {reference} is not signed by {key.name}", next_step="release sign signs what you vouch for"
                 )
-        said = spoken(found.attested if image else (), *record_of(registry, entries, Path(scratch)), registry.where)
-    return registry, index, image, [(kind, predicate) for kind, each in said.items() for predicate in each]
+            said = spoken(found.attested, *record, registry.where)
+            told.append((subject, [(each.predicate_type, each.payload) for of in said.values() for each in of]))
+    return registry, told

@@ -32,7 +32,7 @@ from release.publish.provenance import BILL, VERDICT, provenance, speaks_of, ver
 from release.publish.provenance import PREDICATE as PROVENANCE
 from release.publish.reference import Reference
 from release.publish.sbom import sbom
-from release.publish.signature import SIGN, SIGNATURE, attest, publish, put, sign
+from release.publish.signature import SIGN, SIGNATURE, attest, find, publish, put, sign
 from release.pull import pull
 from release.signing import rotate, sign_release, verify_release
 from release.types import JSON
@@ -260,6 +260,26 @@ def test_a_new_key_attests_what_the_old_one_did_of_this_release_and_nothing_more
     assert len(shared.signed(tmp_path / "next")) == len(anew) + 1, "and the image's own signature"
     verify_release(str(shared.first), [public(tmp_path / "next")], None)
     shared.refused(shared.second, WrongKeyError, 11, tmp_path / "next")
+
+
+@integration
+def test_a_new_key_signs_what_the_old_one_did_to_the_byte_and_what_was_said_of_the_index_too(
+    shared: Shared, key: Path, tmp_path: Path
+) -> None:
+    new_key(tmp_path / "next")
+    sign_release(str(shared.first), key)
+    index, layout = shared.registry.get_manifest(shared.first.tag)[0], Layout.create(tmp_path / "layout")
+    said = {}
+    for subject in (index, shared.image):
+        said[subject.digest] = statement(subject.digest, VULNERABILITIES, {"worst": "?"}).replace(b'"?"', b"1e400")
+        put(
+            shared.registry,
+            *(layout, subject.digest, attest(layout, subject, said[subject.digest], VULNERABILITIES, read_private(key))),
+        )
+    rotate(public(key), tmp_path / "next", [str(shared.first)])
+    for number, (digest, payload) in enumerate(said.items()):
+        found = find(shared.registry, digest, [read_public(public(tmp_path / "next"))], tmp_path / str(number))
+        assert payload in [each.payload for each in found.attested]
 
 
 @integration
