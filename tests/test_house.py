@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -306,8 +306,17 @@ def test_kernels_need_torch_triton_and_the_standard_library_and_meet_others_only
 
 def test_what_the_tool_uses_of_the_kernels_loads_no_torch() -> None:
     """Whoever imports from the room, and wherever: only programs of its own reach torch and triton."""
-    following = [found.imported for found in ours() if place_of(found.importer) != "kernels" == place_of(found.imported)]
-    reached, heavy = set(), []
+    starts = [found.imported for found in ours() if place_of(found.importer) != "kernels" == place_of(found.imported)]
+    reached, heavy = loaded_by(starts, ("torch", "triton"))
+    assert "release.kernels.figures" in reached
+    assert heavy == []
+
+
+def loaded_by(starts: Collection[str], heavy: Collection[str]) -> tuple[set[str], list[str]]:
+    """Return which modules of ours are loaded with `starts`, their packages among them, and which of those imports are `heavy`."""
+    reached: set[str] = set()
+    met: list[str] = []
+    following = list(starts)
     while following:
         module = following.pop()
         if module in reached:
@@ -315,12 +324,12 @@ def test_what_the_tool_uses_of_the_kernels_loads_no_torch() -> None:
         reached.add(module)
         for found in all_imports():
             if found.importer == module and found.top_level and not found.typing_only:
+                parts = found.imported.split(".")
                 if found.imported in modules():
-                    following.append(found.imported)
-                elif found.imported.split(".")[0] in ("torch", "triton"):
-                    heavy.append(str(found))
-    assert "release.kernels.figures" in reached
-    assert heavy == []
+                    following += [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+                elif parts[0] in heavy:
+                    met.append(str(found))
+    return reached, met
 
 
 @pytest.mark.parametrize("library", SHUT_AWAY)
@@ -463,20 +472,7 @@ def names_an_image_to_be_got(path: Path, lines: list[str], number: int) -> bool:
 
 
 def test_the_front_door_reaches_nothing_heavy_by_its_own_imports() -> None:
-    reached, heavy, following = set(), [], ["release.cli"]
-    while following:
-        module = following.pop()
-        if module in reached:
-            continue
-        reached.add(module)
-        for found in all_imports():
-            if found.importer == module and found.top_level and not found.typing_only:
-                if found.imported in modules():
-                    parts = found.imported.split(".")
-                    following += [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-                elif found.imported.split(".")[0] in HEAVY:
-                    heavy.append(str(found))
-    assert heavy == []
+    assert loaded_by(["release.cli"], HEAVY)[1] == []
 
 
 @pytest.mark.integration

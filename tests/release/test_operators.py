@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from release.matrix.load import Matrix
 from release.operators import PYTHON, ROOM, Check, check, facts_of, listed
 from release.show.kernels import checked
 from release.types import Status, Verdict
+from tests.parts.pythons import LACKING, lacking
 
 CPU: Final = Matrix().chip("cpu")
 TINY: Final = Matrix().model("tiny-qwq")
@@ -103,19 +103,11 @@ def test_sound_operators_pass_at_the_shapes_of_a_model_in_the_dtypes_of_a_chip(m
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    ("flag", "version", "why"),
-    [("-S", "", "torch cannot be imported"), ("", "2.1.0", "triton is 2.1.0, and these kernels need 3.2")],
-)
+@pytest.mark.parametrize(("flag", "version", "why"), LACKING)
 def test_without_torch_or_with_an_old_triton_nothing_is_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, version: str, why: str
 ) -> None:
-    (tmp_path / "triton").mkdir()
-    (tmp_path / "triton" / "__init__.py").write_text(f"__version__ = {version!r}\n")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec {sys.executable} {flag} "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setenv(PYTHON, str(python))
+    monkeypatch.setenv(PYTHON, str(lacking(tmp_path, flag, version)))
     found = check(CPU, TINY)
     assert [verdict.status for verdict in found.verdicts] == [Status.SKIPPED]
     assert why in found.verdicts[0].reason
