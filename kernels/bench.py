@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from .check import UNBOUND, main, root_of, torch_missing, triton_missing, unsupported
+from .check import main, root_of, torch_missing, triton_missing, unbound, unsupported
 from .configurations import CHIP, candidates
-from .contest import COMPILED, EAGER, FLAGGEMS, OURS, REPEATS, Contender, Effort, enough, guarded, measure
+from .contest import COMPILED, EAGER, FLAGGEMS, OURS, REPEATS, Contender, Effort, Walk, guarded, measure, pace_of, turn
 from .interpreter import VARIABLE, interpreted
 from .operator import Facts, Inputs, Operator, Sizes, size_of
 
 if TYPE_CHECKING:
+    from .bindings import Binding
     from .clock import Clock
     from .native import Native
 
@@ -49,7 +49,7 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a bench: `missing` alone where it cannot run, else `machine`, `ceilings`, then `begun` and `result` by turns.
 
     A request has `chip`, `facts`, `operators` (all, if empty), `dtypes`, `trying` (every configuration worth it, or the one that holds),
-    and `after`, the operator behind which to go on, if any.
+    and `after`, the operator behind which to go on, if any; with `looking` nothing is timed, and `machine` is all that is said.
     """
     missing = absent()
     if missing:
@@ -63,19 +63,21 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     os.environ[CHIP] = request["chip"]
     clock = clock_of(torch.accelerator.current_accelerator())
     yield {"machine": machine_of(clock)}
+    if request.get("looking"):
+        return
     done = request.get("after")
     if not done:
         yield {"ceilings": ceilings(clock, [*request["dtypes"], "int8", "float8_e4m3fn"])}
-    facts, theirs = Facts(**request["facts"]), their_launchers()
+    facts, theirs = Facts(**request["facts"]), theirs_here()
     names = list(request["operators"] or OPERATORS)
     for name in names[names.index(done) + 1 :] if done else names:
         yield from lines_of(OPERATORS[name], facts, request["dtypes"], clock, theirs, trying=request["trying"])
 
 
 def lines_of(
-    operator: Operator, facts: Facts, dtypes: Sequence[str], clock: Clock, theirs: Mapping[str, Any] | str, *, trying: bool
+    operator: Operator, facts: Facts, dtypes: Sequence[str], clock: Clock, theirs: Mapping[str, Binding] | str, *, trying: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield the lines of one operator: each case `begun` and its `result`, or why there is none.
+    """Yield the lines of one operator: what is `planned`, then each case `begun` and its `result`, or why there is none.
 
     An operator of a single dtype is timed in that, whatever was asked: it is its own.
     """
@@ -86,15 +88,18 @@ def lines_of(
     if not shapes:
         yield {"result": skipped(operator, "", f"{facts.model} has no such operator")}
         return
-    for dtype in [dtype for dtype in operator.dtypes if dtype in dtypes] or operator.dtypes[: len(operator.dtypes) == 1]:
+    own = [dtype for dtype in operator.dtypes if dtype in dtypes] or operator.dtypes[: len(operator.dtypes) == 1]
+    yield {"planned": [{**label(operator, dtype), "case": spelled(sizes)} for dtype in own for sizes in shapes]}
+    for dtype in own:
         why = unsupported(dtype, clock.device)
-        if why:
-            yield {"result": skipped(operator, dtype, why)}
-            continue
         for sizes in shapes:
+            if why:
+                yield {"result": {**skipped(operator, dtype, why), "case": spelled(sizes)}}
+                continue
             yield {"begun": [operator.name, spelled(sizes), dtype]}
             asked = [*contenders(operator, NATIVE[operator.name], theirs), *(tries(operator) if trying else ())]
-            yield {"result": {**label(operator, dtype), "case": spelled(sizes), **case(operator, sizes, dtype, asked, clock)}}
+            where = {"case": spelled(sizes), "rows": sizes.get("rows")}
+            yield {"result": {**label(operator, dtype), **where, **case(operator, sizes, dtype, asked, clock)}}
     if not set(operator.dtypes) & set(dtypes) and len(operator.dtypes) > 1:
         yield {"result": skipped(operator, "", f"it does not compute in {', '.join(dtypes)}")}
 
@@ -130,7 +135,7 @@ def case(operator: Operator, sizes: Mapping[str, int], dtype: str, asked: Sequen
     return {**found, **measure(operator, inputs, asked, clock)}
 
 
-def contenders(operator: Operator, native: Native, theirs: Mapping[str, Any] | str) -> list[Contender]:
+def contenders(operator: Operator, native: Native, theirs: Mapping[str, Binding] | str) -> list[Contender]:
     """Return the ways of an operator: ours, torch's eager and compiled, torch's others, and FlagGems' (or why there are none)."""
     import torch
 
@@ -145,9 +150,10 @@ def contenders(operator: Operator, native: Native, theirs: Mapping[str, Any] | s
     found.append(Contender(COMPILED, None, native.unfused) if native.unfused else Contender(COMPILED, compiled()))
     for name, (call, known) in native.others.items():
         found.append(Contender(name, partial(_called, call, known)))
-    launch = theirs.get(operator.name) if not isinstance(theirs, str) else None
-    why = theirs if isinstance(theirs, str) else UNBOUND
-    found.append(Contender(FLAGGEMS, (lambda inputs: partial(launch, **inputs)) if launch else None, "" if launch else why))
+    if isinstance(theirs, str) or operator.name not in theirs:
+        found.append(Contender(FLAGGEMS, None, theirs if isinstance(theirs, str) else unbound(operator.name)))
+    else:
+        found.append(Contender(FLAGGEMS, theirs[operator.name].ready, same=theirs[operator.name].same))
     return [replace(contender, ties=native.ties) for contender in found]
 
 
@@ -193,9 +199,9 @@ def timed(call: Callable[[], Any], clock: Clock, effort: Effort, *, made: bool =
     why: dict[str, tuple[str, str]] = {}
 
     def rounds() -> list[float]:
-        one = Contender("ceiling", lambda inputs: call() if made else call)
-        calls = enough(one, [{}], clock, effort)
-        return [median(clock.time(calls)) for _ in range(REPEATS)]
+        walk = Walk(Contender("ceiling", lambda inputs: call() if made else call), [{}])
+        pace = pace_of(walk, clock, effort)
+        return [turn(walk, pace, clock) for _ in range(REPEATS)]
 
     seconds = guarded("ceiling", clock, why, rounds)
     return {"seconds": seconds or [], "why": why["ceiling"][1] if why else ""}
@@ -216,14 +222,14 @@ def product_of(name: str, side: int, clock: Clock) -> Callable[[], Any]:
     return lambda: a @ b.t()
 
 
-def their_launchers() -> Mapping[str, Any] | str:
+def theirs_here() -> Mapping[str, Binding] | str:
     """Return FlagGems' operators, which may write over their inputs here, or why there are none."""
-    from .flaggems import launchers
+    from .bindings import bindings
 
     try:
-        return launchers(spare=False)
+        return bindings(spare=False)
     except ImportError as problem:
-        return f"FlagGems cannot be imported by {sys.executable}: {problem}"
+        return f"FlagGems cannot be imported: {problem}"
     except Exception as problem:  # it asks the device for much while it is imported
         return f"FlagGems cannot be imported: {root_of(problem)}"
 
@@ -250,6 +256,7 @@ def machine_of(clock: Clock) -> dict[str, Any]:
         "flag-gems": gems,
         "clock": clock.name,
         "cache_bytes": clock.cache,
+        "cover_seconds": clock.cover,
         "cache_assumed": not cache_of(module, clock.device),
         "float32_products": torch.get_float32_matmul_precision(),
     }

@@ -20,8 +20,6 @@ from .operator import Facts, NotOffered
 
 OLDEST: Final = (3, 2)
 """The first Triton that these kernels are written for."""
-UNBOUND: Final = "no operator of FlagGems is bound here"
-"""Why FlagGems is left out of most operators: it may well have one, and no launcher of ours calls it."""
 FLOAT64: Final = "a comparison with float64"
 LAUNCHES: Final = 3
 """How often a case is launched on a device, where a race shows only now and then."""
@@ -70,7 +68,7 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         table = operators_of(request["library"])
     except ImportError as problem:
-        yield {"missing": f"FlagGems cannot be imported by {sys.executable}: {problem}"}
+        yield {"missing": f"FlagGems cannot be imported: {problem}"}
         return
     names = list(request["operators"] or table)
     done = request.get("after")
@@ -79,7 +77,7 @@ def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"result": asdict(skipped(operator.name, "", f"{facts.model} has no such operator"))}
             continue
         if operator.launch is None:
-            yield {"result": asdict(skipped(operator.name, "", UNBOUND))}
+            yield {"result": asdict(skipped(operator.name, "", unbound(operator.name)))}
             continue
         asked = [dtype for dtype in operator.dtypes if dtype in request["dtypes"]]
         for dtype in operator.dtypes:
@@ -101,10 +99,17 @@ def operators_of(library: str) -> dict[str, Any]:
 
     if library == "ours":
         return dict(OPERATORS)
-    from .flaggems import launchers
+    from .bindings import bindings
 
-    theirs = launchers()
+    theirs = {name: binding.launch for name, binding in bindings().items()}
     return {name: replace(operator, launch=theirs.get(name), strided=()) for name, operator in OPERATORS.items()}  # type: ignore[arg-type]
+
+
+def unbound(operator: str) -> str:
+    """Return why FlagGems has nothing for an operator."""
+    from .bindings import NONE
+
+    return NONE[operator]
 
 
 def skipped(operator: str, dtype: str, why: str) -> Result:
@@ -132,7 +137,7 @@ def torch_missing() -> str:
     try:
         import torch  # noqa: F401
     except ImportError as problem:
-        return f"torch cannot be imported by {sys.executable}: {problem}"
+        return f"torch cannot be imported by the Python of the kernels: {problem}"
     return ""
 
 
@@ -141,7 +146,7 @@ def triton_missing() -> str:
     try:
         import triton
     except ImportError as problem:
-        return f"triton cannot be imported by {sys.executable}: {problem}"
+        return f"triton cannot be imported by the Python of the kernels: {problem}"
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
         return f"triton is {triton.__version__}, and these kernels need {'.'.join(map(str, OLDEST))} or later"
     return ""

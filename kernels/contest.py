@@ -26,6 +26,8 @@ APART: Final = 2.0
 """How many tolerances two may lie apart of which each lies within one of the truth."""
 PIECE: Final = 1 << 24
 """Elements that are compared at once."""
+COVERS: Final = 32
+"""How often the cache is emptied before a call at most, so that the device is still busy when the host has the whole call issued."""
 ROOM: Final = "there is not memory enough"
 
 Reasons = dict[str, tuple[str, str]]
@@ -36,13 +38,47 @@ Reasons = dict[str, tuple[str, str]]
 class Contender:
     """One way of an operator: `ready(inputs)` returns the call that is timed, or is None and `why` says why not.
 
-    `ties` are the outputs that are not compared.
+    `ties` are the outputs that are not compared; `same(inputs, outputs)` brings those that are into the order in which ours come.
     """
 
     name: str
     ready: Callable[[Inputs], Callable[[], Any]] | None
     why: str = ""
     ties: tuple[int, ...] = ()
+    same: Callable[[Inputs, tuple[Any, ...]], tuple[Any, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a contender is timed: calls in a round, emptyings of the cache before each, the host's seconds for one.
+
+    `waits`: the host needs longer than those emptyings take, or waits for the device itself, so that the figures hold time of the host.
+    """
+
+    calls: int
+    covers: int
+    host: float
+    waits: bool
+
+
+class Walk:
+    """The calls of one contender, each on the next copy of the inputs, through all rounds: a copy comes again when all others were met."""
+
+    def __init__(self, contender: Contender, sets: Sequence[Inputs]) -> None:
+        self.contender, self.sets, self.place = contender, sets, 0
+        self.made: dict[int, Callable[[], Any]] = {}
+
+    def take(self, count: int) -> list[Callable[[], Any]]:
+        """Return the next calls, all laid out."""
+        assert self.contender.ready is not None
+        found = []
+        for _ in range(count):
+            number = self.place % len(self.sets)
+            if number not in self.made:
+                self.made[number] = self.contender.ready(self.sets[number])
+            found.append(self.made[number])
+            self.place += 1
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +97,7 @@ def measure(
     """Time contenders by turns (ours, peer, …, ours, peer, …) on rotating copies of inputs, those alone that give the right result.
 
     Returns `copies`, whether results were `compared`, and `contenders`: name, status (MEASURED, SKIPPED, FAILED), the median seconds of
-    each round, and why there are none.
+    each round, why there are none, the `host` seconds of issuing a call, and whether the figure `waits` for the host.
     """
     import torch
 
@@ -71,12 +107,14 @@ def measure(
     compared = compare(operator, inputs, [contender for contender in asked if contender.name not in why], clock, why)
     left = [contender for contender in asked if contender.name not in why]
     size = sum(size_of(value) for value in inputs.values() if isinstance(value, torch.Tensor))
-    copies = figures.rotation(effort.most, clock.cache, size)
-    seconds = rounds(left, inputs, copies, clock, effort, why)
+    copies = figures.rotation(clock.cache, size)
+    seconds, paces = rounds(left, inputs, copies, clock, effort, why)
     rows = []
     for name in (contender.name for contender in asked):
         status, reason = why.get(name, ("MEASURED", ""))
-        rows.append({"name": name, "status": status, "seconds": [] if reason else seconds[name], "why": reason})
+        pace = None if reason else paces[name]
+        own = {"host": pace.host, "waits": pace.waits} if pace else {"host": None, "waits": False}
+        rows.append({"name": name, "status": status, "seconds": seconds[name] if pace else [], "why": reason, **own})
     return {"copies": copies, "compared": compared, "contenders": rows}
 
 
@@ -131,31 +169,33 @@ def _weigh(
 
 def rounds(
     asked: Sequence[Contender], inputs: Inputs, copies: int, clock: Clock, effort: Effort, why: Reasons
-) -> dict[str, list[float]]:
-    """Return the median seconds of each round of each contender, which take turns; why is noted of those that raise."""
+) -> tuple[dict[str, list[float]], dict[str, Pace]]:
+    """Return the median seconds of each round of each contender, which take turns, and its pace; why is noted of those that raise."""
     seconds: dict[str, list[float]] = {contender.name: [] for contender in asked}
+    paces: dict[str, Pace] = {}
     spare: Reasons = {}
     sets = guarded("", clock, spare, lambda: [inputs, *(copied(inputs) for _ in range(copies - 1))])
     if sets is None:
         why |= dict.fromkeys(seconds, ("SKIPPED", f"{spare[''][1]}, for {copies} copies of its inputs"))
-        return seconds
-    calls = {}
-    for contender in asked:
-        calls[contender.name] = guarded(contender.name, clock, why, partial(enough, contender, sets, clock, effort))
+        return seconds, paces
+    walks = {contender.name: Walk(contender, sets) for contender in asked}
+    for name, walk in walks.items():
+        paces[name] = guarded(name, clock, why, partial(pace_of, walk, clock, effort))
     for _ in range(REPEATS):
-        for name, turns in calls.items():
+        for name, walk in walks.items():
             if name not in why:
-                seconds[name].append(guarded(name, clock, why, partial(_median, clock, turns)))
-    return seconds
+                seconds[name].append(guarded(name, clock, why, partial(turn, walk, paces[name], clock)))
+    return seconds, paces
 
 
 def _once(contender: Contender, inputs: Inputs) -> tuple[Any, ...]:
-    assert contender.ready is not None
-    return several(contender.ready(copied(inputs))())
+    outputs = several(Walk(contender, [copied(inputs)]).take(1)[0]())
+    return contender.same(inputs, outputs) if contender.same else outputs
 
 
-def _median(clock: Clock, calls: Sequence[Callable[[], Any]]) -> float:
-    return median(clock.time(calls))
+def turn(walk: Walk, pace: Pace, clock: Clock) -> float:
+    """Return the median seconds of one round."""
+    return median(clock.time(walk.take(pace.calls), pace.covers))
 
 
 def guarded(name: str, clock: Clock, why: Reasons, call: Callable[[], Any]) -> Any:
@@ -177,18 +217,17 @@ def guarded(name: str, clock: Clock, why: Reasons, call: Callable[[], Any]) -> A
     return None
 
 
-def enough(contender: Contender, sets: Sequence[Inputs], clock: Clock, effort: Effort) -> list[Callable[[], Any]]:
-    """Return the calls of one round, going round the copies, warmed up, and as many as fit the budget."""
-    assert contender.ready is not None
-    ready = [contender.ready(one) for one in sets]
-
-    def turns(count: int) -> list[Callable[[], Any]]:
-        return [ready[number % len(ready)] for number in range(count)]
-
-    clock.time(turns(1))  # compiles and tunes
-    estimate = median(clock.time(turns(3)))
-    estimate = median(clock.time(turns(figures.calls(estimate, effort.warm, effort.fewest, effort.most))))
-    return turns(figures.calls(estimate, effort.budget, effort.fewest, effort.most))
+def pace_of(walk: Walk, clock: Clock, effort: Effort) -> Pace:
+    """Warm up and return the pace: as many calls as fit the budget, the cache emptied as often as covers the host."""
+    clock.time(walk.take(1))  # compiles and tunes
+    host = median(clock.issue(walk.take(3)))
+    covers = figures.covers(host, clock.cover, COVERS)
+    if covers > 1:
+        host = median(clock.issue(walk.take(3), covers))
+    estimate = median(clock.time(walk.take(3), covers))
+    estimate = median(clock.time(walk.take(figures.calls(estimate, effort.warm, effort.fewest, effort.most)), covers))
+    calls = figures.calls(estimate, effort.budget, effort.fewest, effort.most)
+    return Pace(calls, covers, host, 0 < covers * clock.cover < host)
 
 
 def copied(inputs: Inputs) -> Inputs:

@@ -8,6 +8,8 @@ from statistics import median
 
 GIGA = 1e9
 TERA = 1e12
+LEAST_ROOM = 512
+"""Bytes that a device's memory is given out in at least."""
 
 
 def bandwidth(moved: int, seconds: float) -> float:
@@ -53,12 +55,20 @@ def spread(repeats: Sequence[float]) -> float:
     return (max(repeats) - min(repeats)) / _positive(median(repeats))
 
 
-def rotation(calls: int, cache: int, size: int) -> int:
+def rotation(cache: int, size: int) -> int:
     """Return among how many copies of the inputs of `size` bytes calls go round, so that none finds its own in a cache of `cache` bytes.
 
-    The copies beside the one in use fill the cache; more than there are calls are never needed.
+    The copies beside the one in use fill the cache. What is smaller than LEAST_ROOM takes that much.
     """
-    return max(1, min(calls, 1 + math.ceil(cache / max(size, 1))))
+    return 1 + math.ceil(cache / max(size, LEAST_ROOM))
+
+
+def covers(host: float, cover: float, most: int) -> int:
+    """Return how often the cache is emptied before a call of which the host needs `host` seconds, each time `cover` seconds.
+
+    Half as long again as the host needs, since it is not always as fast; once at least, and not more often than `most`.
+    """
+    return max(1, min(most, math.ceil(1.5 * host / cover))) if cover > 0 else 1
 
 
 def calls(estimate: float, budget: float, fewest: int, most: int) -> int:

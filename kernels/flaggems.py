@@ -1,4 +1,4 @@
-"""FlagGems' own operators under our check: the same inputs, references and tolerances, on a device or in the interpreter.
+"""FlagGems itself, imported on a device or, for our check of its operators, in the interpreter.
 
 FlagGems (5.0.2) asks for a device while it is imported, and its wrappers for launching take compiled kernels only. Where there is none, a
 stand-in answers the questions (facts in `flaggems.json`; a newer capability would choose paths that only devices have), and the wrappers
@@ -14,63 +14,25 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from .interpreter import interpreted
-from .operator import NotOffered
 
 FACTS: Final = Path(__file__).with_name("flaggems.json")
 
 
-def launchers(*, spare: bool = True) -> dict[str, Callable[..., Any]]:
-    """Return FlagGems' operators by our names, each with our arguments; inputs that it would write over are copied before, to be spared.
-
-    Raises ImportError where FlagGems cannot be imported.
-    """
+def library() -> Any:
+    """Return FlagGems, imported. Raises ImportError where it cannot be."""
     if interpreted():
         _stand_in()
-    import flag_gems as gems
-    import torch
+    import flag_gems
 
-    def add_rms_norm(x: Any, residual: Any, weight: Any, epsilon: float) -> Any:
-        return gems.fused_add_rms_norm(x.clone() if spare else x, residual, list(weight.shape), weight, epsilon)
-
-    def rotary(positions: Any, query: Any, key: Any, table: Any, interleaved: bool) -> Any:
-        if table.shape[1] != query.shape[2]:
-            raise NotOffered("FlagGems turns whole heads only")
-        cos, sin = table.chunk(2, -1)
-        return gems.apply_rotary_pos_emb(query, key, cos, sin, positions, interleaved, inplace=True)
-
-    def softmax_topk(logits: Any, best: int, renormalise: bool) -> Any:
-        weights = logits.new_empty((len(logits), best), dtype=torch.float32)
-        experts, sources = (torch.empty_like(weights, dtype=torch.int32) for _ in range(2))
-        if len(logits):
-            gems.topk_softmax(weights, experts, sources, logits, renormalise)
-        return weights, experts
-
-    def cache_write(key: Any, value: Any, key_cache: Any, value_cache: Any, slots: Any, key_scale: Any, value_scale: Any) -> Any:
-        if key_scale is not None:
-            raise NotOffered("FlagGems writes keys as they are only")
-        if spare and bool((slots >= key_cache.shape[0] * key_cache.shape[1]).any()):
-            raise NotOffered("FlagGems knows padding by −1 alone")
-        gems.reshape_and_cache_flash(key, value, key_cache, value_cache, slots, "auto", None, None)
-        return key_cache, value_cache
-
-    return {
-        "rms-norm": lambda x, weight, epsilon: gems.rms_norm(x, list(weight.shape), weight, epsilon),
-        "add-rms-norm": add_rms_norm,
-        "silu-mul": lambda x: gems.silu_and_mul(*x.chunk(2, -1)),
-        "rotary": rotary,
-        "softmax": lambda x: gems.softmax(x, -1),
-        "log-softmax": lambda x: gems.log_softmax(x, -1),
-        "matmul": gems.mm,
-        "softmax-topk": softmax_topk,
-        "cache-write": cache_write,
-    }
+    if interpreted():
+        _settle(flag_gems)
+    return flag_gems
 
 
 def _stand_in() -> None:
@@ -104,6 +66,16 @@ def _stand_in() -> None:
     kind.src = property(_source)
     kind.cache_key = property(lambda kernel: hashlib.sha256(_source(kernel).encode()).hexdigest())
     kind.__globals__ = property(lambda kernel: kernel.fn.__globals__)
+
+
+def _settle(gems: Any) -> None:
+    """Name the device on which tensors really are where FlagGems looks at it, and let its scaled products, written for one capability, in."""
+    import torch
+
+    latent: Any = sys.modules["flag_gems.fused.flash_mla"]
+    scaled: Any = sys.modules["flag_gems.fused.cutlass_scaled_mm"]
+    gems.device = latent.device = torch.get_default_device().type
+    scaled.SM_VERSION_NUM = json.loads(FACTS.read_text(encoding="utf-8"))["scaled products"]
 
 
 def _source(kernel: Any) -> str:

@@ -1,9 +1,9 @@
 """Triton's interpreter, mended where it computes what no device would, and watched for programs that get in one another's way.
 
 What is mended (seen in Triton 3.7.1, `runtime/interpreter.py`): conversion to bfloat16 truncates instead of rounding to even, and to FP8 it
-loses the carry; `tl.dot` multiplies the bit patterns of bfloat16; `minimum` and `maximum` keep NaN where devices drop it; `and` and `or` of
-masks are Python's; arguments on the
-host are copied, and after a launch onto themselves. Kernels therefore need no code of their own for the interpreter.
+loses the carry; `tl.dot` multiplies the bit patterns of bfloat16, and other arithmetic works on them, too; `minimum` and `maximum` keep NaN
+where devices drop it; `and` and `or` of masks are Python's; arguments on the host are copied, and after a launch onto themselves. Kernels
+therefore need no code of their own for the interpreter.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ def mend() -> None:
     def dot(builder: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
         return machine.TensorHandle(np.matmul(widened(a), widened(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
+    def binary(builder: Any, a: Any, b: Any, operation: Any) -> Any:
+        if a.dtype.scalar != tl.bfloat16:
+            return plain(builder, a, b, operation)
+        found = operation(widened(a), widened(b))
+        return machine.TensorHandle(found if found.dtype == bool else narrowed(found, tl.bfloat16), tl.bfloat16)
+
     def as_they_are(executor: Any, given: Any, named: Any) -> Any:
         return list(given), dict(named)
 
@@ -66,6 +72,8 @@ def mend() -> None:
     machine.FunctionRewriter.ast_transformer = _elementwise(machine)
     np.seterr(all="ignore")  # infinities and NaN are meant
     builder = machine.InterpreterBuilder
+    plain = builder.binary_op
+    builder.binary_op = binary
     builder.cast_impl, builder.create_fp_to_fp, builder.create_dot = cast, cast, dot
     builder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
     builder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)

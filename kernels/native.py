@@ -12,8 +12,20 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
+from .attending import (
+    cut,
+    gathered,
+    latent_attention,
+    latent_gathered,
+    latents,
+    one_piece,
+    paged_attention,
+    paged_gathered,
+    prefill_attention,
+    served,
+    varlen_attention,
+)
 from .operator import Inputs
 from .operators.fp8_dequantise import BLOCK
 
@@ -211,65 +223,6 @@ def cache_write(
     return key_cache, value_cache
 
 
-def paged_attention(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    tables: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
-    key_scale: torch.Tensor | None,
-    value_scale: torch.Tensor | None,
-) -> torch.Tensor:
-    """Gather every sequence's pages and attend to them, those of shorter sequences masked; scales go into query and result."""
-    share = query.shape[1] // key_cache.shape[2]
-    if key_scale is not None:
-        query = (query.float() * key_scale.repeat_interleave(share, 0)).to(query.dtype)
-    k, v = (cache[tables].flatten(1, 2).to(query.dtype).transpose(1, 2) for cache in (key_cache, value_cache))
-    seen = torch.arange(k.shape[2], device=query.device) < lengths.unsqueeze(1)
-    mask = seen[:, None, None, :]
-    out = F.scaled_dot_product_attention(query.unsqueeze(2), k, v, mask, scale=scale, enable_gqa=share > 1).squeeze(2)
-    return out if value_scale is None else (out.float() * value_scale.repeat_interleave(share, 0)).to(query.dtype)
-
-
-def latent_attention(
-    query: torch.Tensor, rotated: torch.Tensor, cache: torch.Tensor, tables: torch.Tensor, lengths: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Gather every sequence's latents, one key for all heads, and attend: the heads stand as the queries of one head."""
-    k = cache[tables].flatten(1, 2).unsqueeze(1)
-    seen = torch.arange(k.shape[2], device=query.device) < lengths.unsqueeze(1)
-    q = torch.cat([query, rotated], -1).unsqueeze(1)
-    return F.scaled_dot_product_attention(q, k, k[..., : query.shape[2]], seen[:, None, None, :], scale=scale).squeeze(1)
-
-
-def prefill_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    starts: tuple[int, ...],
-    prefixes: tuple[int, ...],
-    scale: float,
-    key_cache: torch.Tensor | None,
-    value_cache: torch.Tensor | None,
-    tables: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attend sequence by sequence, the pages of its prefix gathered before its own keys."""
-    found = []
-    for number, before in enumerate(prefixes):
-        own = slice(starts[number], starts[number + 1])
-        q, k, v = query[own], key[own], value[own]
-        if before and key_cache is not None and value_cache is not None and tables is not None:
-            pages = tables[number, : -(-before // key_cache.shape[1])]
-            k = torch.cat([key_cache[pages].flatten(0, 1)[:before], k])
-            v = torch.cat([value_cache[pages].flatten(0, 1)[:before], v])
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        grouped = q.shape[1] != k.shape[1]
-        mask = causal_lower_right(q.shape[2], k.shape[2]) if before else None
-        one = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, is_causal=not before, enable_gqa=grouped)
-        found.append(one.squeeze(0).transpose(0, 1))
-    return torch.cat(found)
-
-
 def _laid(inputs: Inputs) -> Inputs:
     """Lay out what the library wants: rows in fours, their scales with rows next to one another, weight and its scales transposed."""
     rows = len(inputs["a"])
@@ -312,23 +265,6 @@ def _kept(inputs: Inputs) -> Inputs:
     return {**inputs, "slots": slots[kept], "kept": kept}
 
 
-def _served(inputs: Inputs) -> Inputs:
-    """Name no page that does not exist, and put zeros, in place, where the check put NaN: a cache that is served holds numbers."""
-    caches = [inputs[name] for name in ("key_cache", "value_cache", "cache") if inputs.get(name) is not None]
-    for cache in caches:
-        if cache.dtype.is_floating_point:
-            cache.nan_to_num_(0.0)
-    tables = inputs["tables"]
-    return inputs if tables is None else {**inputs, "tables": torch.where(tables < len(caches[0]), tables, 0).long()}
-
-
-def _cut(inputs: Inputs) -> Inputs:
-    starts = tuple(inputs["starts"].tolist())
-    befores = (0,) * (len(starts) - 1) if inputs["prefixes"] is None else tuple(inputs["prefixes"].tolist())
-    rest = {name: value for name, value in _served(inputs).items() if name != "longest"}
-    return {**rest, "starts": starts, "prefixes": befores}
-
-
 NATIVE: Final[dict[str, Native]] = {
     "rms-norm": Native(eager=rms_norm),
     "add-rms-norm": Native(eager=add_rms_norm),
@@ -352,7 +288,11 @@ NATIVE: Final[dict[str, Native]] = {
         unfused="a loop over the experts would be unrolled",
     ),
     "cache-write": Native(eager=cache_write, known=_kept),
-    "paged-attention": Native(eager=paged_attention, known=_served),
-    "latent-attention": Native(eager=latent_attention, known=_served),
-    "prefill-attention": Native(eager=prefill_attention, known=_cut),
+    "paged-attention": Native(
+        eager=paged_attention,
+        known=served,
+        others={"varlen_attn": (varlen_attention, one_piece), "gathered": (paged_gathered, gathered)},
+    ),
+    "latent-attention": Native(eager=latent_attention, known=served, others={"gathered": (latent_gathered, latents)}),
+    "prefill-attention": Native(eager=prefill_attention, known=cut, others={"varlen_attn": (varlen_attention, one_piece)}),
 }

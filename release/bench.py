@@ -18,6 +18,9 @@ OURS: Final = "ours"
 MEASURED: Final = "MEASURED"
 UNITS: Final[JSON] = {
     "seconds": "median of the calls of a round, by the machine's clock, each with a cold cache; one figure a round",
+    "host": "seconds in which the host issues one call; longer than the call takes, and an engine that issues call by call waits for it",
+    "waits": "the host, or a wait for the device in the call itself, took longer than the device was kept busy: seconds hold time of the host",
+    "host_bound": "ours or the best peer waits, so that their ratio holds time of the host",
     "spread": "how far the rounds lie apart, as a share of their median",
     "gigabytes_per_second": "10⁹ bytes a second, of the bytes that must be read and written at least",
     "teraflops": "10¹² operations a second, a multiply-add as two",
@@ -60,11 +63,14 @@ def bench(
     dtypes: Sequence[str] = ("bf16",),
     *,
     trying: bool = False,
+    keep: Path | None = None,
     room: Path = ROOM,
 ) -> Bench:
     """Time operators (all, where none is named) at a model's shapes on the device that is here; where none is, nothing is timed.
 
-    `trying` times ours with every configuration worth it, too. Dtypes that the chip does not compute in are skipped with that reason.
+    Nor is anything on a device that the matrix does not know as one of the chip. `trying` times ours with every configuration worth it,
+    too; `keep` is the file that gets each line as soon as it is known. Dtypes that the chip does not compute in are skipped with that
+    reason.
     """
     known = [name for name in dtypes if name in chip.dtypes]
     unknown = tuple(_unsupported(chip.id, name) for name in dtypes if name not in chip.dtypes)
@@ -77,12 +83,15 @@ def bench(
     }
     if not known:
         return Bench(chip.id, model.id, {}, {}, (), "; ".join(line["why"] for line in unknown))
-    found = read(chip.id, model.id, answers_of("bench", request, room))
-    if found.missing:
-        return found
-    return Bench(
-        found.chip, found.model, {**found.machine, **host_of(chip, found.machine)}, found.ceilings, unknown + found.lines
-    )
+    seen = read(chip.id, model.id, answers_of("bench", {**request, "looking": True}, room))
+    if seen.missing:
+        return seen
+    host = host_of(chip, seen.machine)
+    if host["known_as"] is None:
+        why = f"{seen.machine['device']} is none of the devices that the matrix names of {chip.id} ({', '.join(chip.devices) or 'none'})"
+        return Bench(chip.id, model.id, {}, {}, (), why)
+    found = read(chip.id, model.id, answers_of("bench", request, room, keep=keep))
+    return Bench(found.chip, found.model, {**found.machine, **host}, found.ceilings, unknown + found.lines, found.missing)
 
 
 def read(chip: str, model: str, lines: Iterable[JSON]) -> Bench:
@@ -90,10 +99,12 @@ def read(chip: str, model: str, lines: Iterable[JSON]) -> Bench:
     machine: JSON = {}
     ceilings: JSON = {}
     found: list[JSON] = []
+    planned: dict[tuple[str, str, str], JSON] = {}
     for line in lines:
         if "missing" in line:
             return Bench(chip, model, {}, {}, (), line["missing"])
         machine = line.get("machine", machine)
+        planned |= {_place(one): one for one in line.get("planned", ())}
         if "ceilings" in line:
             seen = line["ceilings"]
             products = {name: _passed(one) for name, one in seen.get("matmul", {}).items()}
@@ -101,12 +112,19 @@ def read(chip: str, model: str, lines: Iterable[JSON]) -> Bench:
                 {**seen, "copy": _passed(seen["copy"]), "matmul": products} if "copy" in seen else {**seen, "matmul": products}
             )
         if "result" in line:
+            planned.pop(_place(line["result"]), None)
             found.append({**line["result"], "contenders": [_passed(row) for row in line["result"]["contenders"]]})
         if "ended" in line:
             operator, case, dtype = line["ended"]
-            why = f"the process ended; the operator's cases after this one were not timed: {line['why']}"
-            found.append({"operator": operator, "case": case, "dtype": dtype, "status": "FAILED", "contenders": [], "why": why})
-    return Bench(chip, model, machine, ceilings, tuple(found))
+            one = {"operator": operator, "case": case, "dtype": dtype, "contenders": []}
+            own = planned.pop(_place(one), {})
+            found.append({**own, **one, "status": "FAILED", "why": f"the process ended: {line['why']}"})
+    lost = "not timed: the process ended within an earlier case of the operator"
+    return Bench(chip, model, machine, ceilings, (*found, *({**one, "contenders": [], "why": lost} for one in planned.values())))
+
+
+def _place(line: JSON) -> tuple[str, str, str]:
+    return line["operator"], line["case"], line["dtype"]
 
 
 def _passed(timed: JSON) -> JSON:
@@ -182,7 +200,7 @@ def case_of(line: JSON, copy: float | None, rate: float | None) -> JSON:
     return {
         **{
             name: line.get(name)
-            for name in ("operator", "family", "case", "dtype", "computes", "memory_bound", "copies", "compared")
+            for name in ("operator", "family", "case", "rows", "dtype", "computes", "memory_bound", "copies", "compared")
         },
         "status": line.get("status") or own["status"],
         "why": line.get("why") or own["why"],
@@ -193,6 +211,7 @@ def case_of(line: JSON, copy: float | None, rate: float | None) -> JSON:
         "contenders": rows,
         "best_peer": peer[0] if peer else None,
         "ratio": peer[1] / ours if peer and ours is not None else None,
+        "host_bound": any(row["waits"] for row in rows if row["name"] in (OURS, peer[0] if peer else OURS)),
         "best_tried": {"configuration": tried[0].removeprefix(OURS).strip(), "seconds": tried[1]} if tried else None,
     }
 
@@ -207,6 +226,8 @@ def _contender(seen: JSON, moved: int, flops: int, bound: float | None) -> JSON:
         "seconds": seconds,
         "median": middle,
         "spread": figures.spread(seconds) if seconds else None,
+        "host": seen.get("host"),
+        "waits": bool(seen.get("waits")),
         "gigabytes_per_second": figures.bandwidth(moved, middle) if middle and moved else None,
         "teraflops": figures.rate(flops, middle) if middle and flops else None,
         "share_of_bound": bound / middle if middle and bound else None,
@@ -214,23 +235,26 @@ def _contender(seen: JSON, moved: int, flops: int, bound: float | None) -> JSON:
 
 
 def families(cases: Sequence[JSON]) -> list[JSON]:
-    """Return of each family the geometric mean of the ratios to the best peer, of how many of its cases, and the least share of the bound.
+    """Return of each family in each dtype the geometric mean of the ratios to the best peer, of how many of its cases, and the rest.
 
-    Cases without a figure of ours and of a peer are in `of` and in no mean.
+    Cases without a figure of ours and of a peer are in `of` and in no mean, whatever lost them; `host_bound` counts those in the mean
+    whose ratio holds time of the host.
     """
-    names = dict.fromkeys(case["family"] for case in cases if case["family"] and case["case"])
+    names = dict.fromkeys((case["family"], case["dtype"]) for case in cases if case["family"] and case["case"])
     found: list[JSON] = []
-    for name in names:
-        own = [case for case in cases if case["family"] == name and case["case"]]
-        ratios = [case["ratio"] for case in own if case["ratio"] is not None]
+    for family, dtype in names:
+        own = [case for case in cases if (case["family"], case["dtype"]) == (family, dtype) and case["case"]]
+        timed = [case for case in own if case["ratio"] is not None]
         shares = [row["share_of_bound"] for case in own for row in case["contenders"] if row["name"] == OURS]
         known = [share for share in shares if share is not None]
         found.append(
             {
-                "family": name,
-                "ratio": figures.geometric_mean(ratios) if ratios else None,
-                "cases": len(ratios),
+                "family": family,
+                "dtype": dtype,
+                "ratio": figures.geometric_mean([case["ratio"] for case in timed]) if timed else None,
+                "cases": len(timed),
                 "of": len(own),
+                "host_bound": len([case for case in timed if case["host_bound"]]),
                 "least_share_of_bound": min(known, default=None),
             }
         )

@@ -104,18 +104,23 @@ def check(chip: Chip, model: Model, operators: Sequence[str] = (), *, room: Path
     return Check(tuple(verdicts), machine)
 
 
-def answers_of(program: str, request: Mapping[str, Any], room: Path = ROOM) -> Iterator[dict[str, Any]]:
+def answers_of(
+    program: str, request: Mapping[str, Any], room: Path = ROOM, *, keep: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the lines that a program of the room (`check`, `bench`) writes for a request.
 
     Where its process ends within what it had `begun` (operator, case, dtype), `ended` says so with `why`, and another process goes on
-    behind that operator. Raises StageError where it ends outside.
+    behind that operator. Raises StageError where it ends outside. `keep` is the file into which the lines are written as they come, which
+    is there whatever ends the program or us.
     """
     with tempfile.TemporaryDirectory(prefix="release-kernels-") as scratch:
         folder = Path(scratch)
         (folder / ALIAS).symlink_to(room.resolve())
+        results = keep.absolute() if keep else folder / "results.jsonl"
+        results.write_text("")
         after: str | None = None
         while True:
-            lines, problem = _ask(program, {**request, "after": after}, folder)
+            lines, problem = _ask(program, {**request, "after": after}, folder, results)
             begun: list[str] | None = None
             for line in lines:
                 begun = line.get("begun", None if "result" in line else begun)
@@ -128,11 +133,10 @@ def answers_of(program: str, request: Mapping[str, Any], room: Path = ROOM) -> I
             after = begun[0]
 
 
-def _ask(program: str, request: Mapping[str, Any], folder: Path) -> tuple[list[dict[str, Any]], StageError | None]:
-    """Return the lines that the room wrote for a request, and how its process failed, if it did."""
-    asked, results = folder / "request.json", folder / "results.jsonl"
+def _ask(program: str, request: Mapping[str, Any], folder: Path, results: Path) -> tuple[list[dict[str, Any]], StageError | None]:
+    """Return the lines that the room added to `results` for a request, and how its process failed, if it did."""
+    asked, before = folder / "request.json", results.stat().st_size
     asked.write_text(json.dumps(request), encoding="utf-8")
-    results.write_text("")
     environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TRITON_INTERPRET": ""}
     problem = None
     try:
@@ -140,7 +144,7 @@ def _ask(program: str, request: Mapping[str, Any], folder: Path) -> tuple[list[d
         run([python, "-m", f"{ALIAS}.{program}", str(asked), str(results)], env=environment, cwd=folder)
     except StageError as caught:
         problem = caught
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()], problem
+    return [json.loads(line) for line in results.read_bytes()[before:].decode().splitlines()], problem
 
 
 def _verdict(operator: str, case: str, dtype: str, status: str, measured: str, wanted: str, reason: str) -> Verdict:

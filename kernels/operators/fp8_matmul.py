@@ -135,7 +135,7 @@ def shapes(facts: Facts) -> list[Sizes]:
 
 OPERATOR: Final = Operator(
     name="fp8-matmul",
-    family="matmul",
+    family="fp8 matmul",
     launch=launch,
     reference=reference,
     inputs=inputs,

@@ -145,7 +145,7 @@ def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Gener
 
 OPERATOR: Final = Operator(
     name="w8a8-matmul",
-    family="matmul",
+    family="w8a8 matmul",
     launch=launch,
     reference=reference,
     inputs=inputs,

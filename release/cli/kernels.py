@@ -59,7 +59,12 @@ def check(
     help="In this dtype, and others so named.",
 )
 @click.option("--try", "trying", is_flag=True, help="Time ours with every configuration worth trying, too.")
-@click.option("--json", "to_json", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure into this file.")
+@click.option(
+    "--json",
+    "to_json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write every figure into this file, and what was measured, as it comes, into a .jsonl beside it.",
+)
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the roofline into this file, .svg or .png.")
 @click.pass_context
 def bench(
@@ -92,7 +97,8 @@ def bench(
         raise UsageError("pictures need the extra `report`", next_step="pip install 'release[report]'")
     matrix = house_of(context).matrix
     _refuse_unknown(operators)
-    found = timing(matrix.chip(chip), matrix.model(model), operators, dtypes, trying=trying)
+    kept = to_json.with_suffix(".jsonl") if to_json else None
+    found = timing(matrix.chip(chip), matrix.model(model), operators, dtypes, trying=trying, keep=kept)
     click.echo(benched(found))
     if to_json:
         write_whole(to_json, as_document(document(found)) + "\n")

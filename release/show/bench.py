@@ -15,10 +15,14 @@ from release.types import JSON
 if TYPE_CHECKING:
     from release.bench import Bench
 
-PEERS: Final = ("eager", "compiled", "scaled_mm", "grouped_mm", "flaggems")
-"""The columns of peers, where a case has one; those of torch's that are named otherwise share one column."""
-OF_TORCH: Final = ("scaled_mm", "grouped_mm")
+OF_TORCH: Final = ("scaled_mm", "grouped_mm", "varlen_attn", "gathered")
+"""Ways of torch beside eager and compiled, which share one column: the fastest stands there."""
 NONE: Final = "–"
+WAITS: Final = "*"
+MARKED: Final = (
+    f"{WAITS} holds time in which the device waited for the host, or the call for the device; all other times are the device's alone.\n"
+    "host µs: the host's time to issue one call of ours. Where that is longer, an engine that issues call by call waits for the host."
+)
 
 
 def benched(found: Bench) -> str:
@@ -30,6 +34,7 @@ def benched(found: Bench) -> str:
     timed = [case for case in made["cases"] if case["status"] == MEASURED]
     if timed:
         parts.append(_cases(timed))
+        parts.append(MARKED)
         parts.append(_families(made["families"]))
     parts.append(_ceilings(made["ceilings"]))
     if gaps := _gaps(made["cases"]):
@@ -42,22 +47,23 @@ def _cases(cases: list[JSON]) -> Table:
     rows = []
     for case in cases:
         ours = contender(case, OURS) or {}
-        own = next((row for name in OF_TORCH if (row := contender(case, name))), None)
+        torch_own = [row for name in OF_TORCH if (row := contender(case, name)) and row["median"] is not None]
+        own = min(torch_own, key=lambda row: float(row["median"]), default=None)
         peers = (contender(case, "eager"), contender(case, "compiled"), own, contender(case, "flaggems"))
         rows.append(
             (
-                *(case["operator"], case["dtype"], case["case"], _time(ours), _share(ours["spread"])),
+                *(case["operator"], case["dtype"], case["case"], _time(ours), _share(ours["spread"]), _host(ours)),
                 *(_number(ours["gigabytes_per_second"]), _number(ours["teraflops"]), _share(ours["share_of_bound"])),
                 *map(_time, peers),
                 case["best_peer"] or NONE,
-                _number(case["ratio"], 2),
+                f"{_number(case['ratio'], 2)}{WAITS if case['host_bound'] else ''}",
                 f"{case['best_tried']['configuration']}: {_number(case['best_tried']['seconds'] * 1e6)} µs"
                 if case["best_tried"]
                 else NONE,
             )
         )
     return table(
-        *("operator", "dtype", "case", "ours µs", "± rounds", "GB/s", "TFLOP/s", "of bound"),
+        *("operator", "dtype", "case", "ours µs", "rounds apart", "host µs", "GB/s", "TFLOP/s", "of bound"),
         *("eager µs", "compiled µs", "torch's own µs", "FlagGems µs", "best peer", "peer ÷ ours", "best tried"),
         rows=rows,
     )
@@ -66,12 +72,13 @@ def _cases(cases: list[JSON]) -> Table:
 def _families(families: list[JSON]) -> Table:
     rows = [
         (
-            *(family["family"], _number(family["ratio"], 2), f"{family['cases']} of {family['of']}"),
-            _share(family["least_share_of_bound"]),
+            *(family["family"], family["dtype"], _number(family["ratio"], 2), f"{family['cases']} of {family['of']}"),
+            *(str(family["host_bound"]), _share(family["least_share_of_bound"])),
         )
         for family in families
     ]
-    return table("family", "best peer ÷ ours, geometric mean", "cases", "least of bound", rows=rows)
+    heads = ("family", "dtype", "best peer ÷ ours, geometric mean", "cases", f"of them {WAITS}", "least of bound")
+    return table(*heads, rows=rows)
 
 
 def _ceilings(ceilings: JSON) -> Table:
@@ -80,7 +87,7 @@ def _ceilings(ceilings: JSON) -> Table:
     rows.append(("copy", _unit(copy.get("gigabytes_per_second"), "GB/s"), _share(copy.get("spread")), copy.get("why") or ""))
     for name, one in ceilings["matmul"].items():
         rows.append((f"matmul {name}", _unit(one["teraflops"], "TFLOP/s"), _share(one["spread"]), one["why"] or ""))
-    return table("ceiling", "measured", "± rounds", "reason", rows=rows)
+    return table("ceiling", "measured", "rounds apart", "reason", rows=rows)
 
 
 def _gaps(cases: list[JSON]) -> Table | None:
@@ -107,8 +114,7 @@ def _where(found: Bench) -> str:
     if not machine:
         return "nothing ran"
     versions = ", ".join(f"{name} {machine.get(name) or 'none'}" for name in ("driver", "torch", "triton", "flag-gems"))
-    known = machine.get("known_as")
-    device = f"{machine['device']} ({f'{found.chip}: {known}' if known else f'none that the matrix knows of {found.chip}'})"
+    device = f"{machine['device']} ({found.chip}: {machine.get('known_as')})"
     cache = f"a cache of {machine['cache_bytes'] / 2**20:.0f} MiB{' (assumed)' if machine.get('cache_assumed') else ''}"
     lines = (
         f"{counted(found.measured, 'case')} of {found.model} timed on {device}, {versions}, {machine.get('runtime') or 'no runtime'}",
@@ -118,7 +124,11 @@ def _where(found: Bench) -> str:
 
 
 def _time(row: Any) -> str:
-    return _number(row["median"] * 1e6) if row and row["median"] is not None else NONE
+    return f"{_number(row['median'] * 1e6)}{WAITS if row['waits'] else ''}" if row and row["median"] is not None else NONE
+
+
+def _host(row: Any) -> str:
+    return NONE if row["host"] is None else _number(row["host"] * 1e6)
 
 
 def _number(value: float | None, places: int = 1) -> str:

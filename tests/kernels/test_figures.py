@@ -56,21 +56,24 @@ def test_the_spread_of_two_rounds_is_a_share_of_their_median() -> None:
 
 
 @pytest.mark.parametrize(
-    ("calls", "cache", "size", "copies"),
+    ("cache", "size", "copies"),
     [
-        (200, 50, 60, 2),  # one copy is more than the cache: that and the one in use
-        (200, 50, 50, 2),
-        (200, 50, 20, 4),  # three copies fill the cache
-        (200, 50, 1, 51),
-        (10, 50, 1, 10),  # never more than there are calls
-        (200, 50, 0, 51),
-        (1, 50, 60, 1),
+        (50_000, 60_000, 2),  # one copy is more than the cache: that and the one in use
+        (50_000, 50_000, 2),
+        (50_000, 20_000, 4),  # three copies fill the cache
+        (50_000, 1000, 51),
+        (51_200, 1, 101),  # what is smaller than memory is given out in takes that much
+        (51_200, 0, 101),
     ],
 )
-def test_inputs_rotate_over_as_many_copies_as_no_cache_can_hold(calls: int, cache: int, size: int, copies: int) -> None:
-    assert figures.rotation(calls, cache, size) == copies
-    others = (copies - 1) * size
-    assert others >= cache or copies == calls or size == 0
+def test_inputs_rotate_over_as_many_copies_as_no_cache_can_hold(cache: int, size: int, copies: int) -> None:
+    assert figures.rotation(cache, size) == copies
+    assert (copies - 1) * max(size, figures.LEAST_ROOM) >= cache
+
+
+def test_the_cache_is_emptied_until_the_host_is_ahead_and_once_where_it_is_or_nothing_is_known_of_it() -> None:
+    assert [figures.covers(host, 1e-4, 32) for host in (0.0, 5e-5, 1e-4, 2.1e-4, 1.0)] == [1, 1, 2, 4, 32]
+    assert figures.covers(1.0, 0.0, 32) == 1
 
 
 def test_calls_fill_the_budget_within_limits() -> None:

@@ -21,13 +21,15 @@ from release.publish.pictures import draw
 from release.show.bench import benched, roofline
 from release.types import JSON
 from tests.parts.command import release
+from tests.parts.pythons import LACKING, lacking
 
 MATRIX: Final = Matrix()
 CPU: Final = MATRIX.chip("cpu")
 TINY: Final = MATRIX.model("tiny-qwq")
+WITH_DEVICES: Final = next(name for name in MATRIX.chips() if MATRIX.chip(name).devices and "bf16" in MATRIX.chip(name).dtypes)
 MACHINE: Final = {
     **{"device": "Made-up Device", "torch": "2.13.0", "triton": "3.7.1", "flag-gems": None, "clock": "device events (made up)"},
-    **{"cache_bytes": 50 << 20, "cache_assumed": False, "runtime": "none 1.0", "driver": "1.2.3", "known_as": None},
+    **{"cache_bytes": 50 << 20, "cache_assumed": False, "runtime": "none 1.0", "driver": "1.2.3", "known_as": "made-up"},
 }
 CEILINGS: Final = {
     "copy": {"moved": 2_000_000_000, "seconds": [0.0009, 0.0011], "why": ""},
@@ -39,8 +41,8 @@ CEILINGS: Final = {
 """2000 GB/s, and 500 TFLOP/s."""
 
 
-def way(name: str, *seconds: float, status: str = "MEASURED", why: str = "") -> JSON:
-    return {"name": name, "status": status, "seconds": list(seconds), "why": why}
+def way(name: str, *seconds: float, status: str = "MEASURED", why: str = "", host: float = 20e-6, waits: bool = False) -> JSON:
+    return {"name": name, "status": status, "seconds": list(seconds), "why": why, "host": host, "waits": waits}
 
 
 def line(operator: str, family: str, *ways: JSON, computes: str = "bfloat16", **figures: Any) -> JSON:
@@ -69,7 +71,7 @@ LINES: Final = [
     ),
     # 50 GFLOP at 500 TFLOP/s are at least 100 µs.
     line("matmul", "matmul", way("ours", 200e-6, 200e-6), way("eager", 100e-6, 100e-6), moved=10**6, flops=5 * 10**10),
-    line("w8a8-matmul", "matmul", way("ours", 200e-6, 200e-6), computes="int8", moved=10**6, flops=5 * 10**10),
+    line("w8a8-matmul", "w8a8 matmul", way("ours", 200e-6, 200e-6), computes="int8", moved=10**6, flops=5 * 10**10),
     line("softmax", "softmax", way("ours", status="FAILED", why="ValueError: no"), way("eager", 1e-3, 1e-3), moved=8, flops=8),
 ]
 
@@ -116,7 +118,8 @@ def test_families_have_the_geometric_mean_of_those_cases_that_have_a_peer_and_sa
     _, found = made()
     by = {family["family"]: family for family in found["families"]}
     assert (by["norm"]["ratio"], by["norm"]["cases"], by["norm"]["of"]) == (pytest.approx(1.0), 2, 2)
-    assert (by["matmul"]["ratio"], by["matmul"]["cases"], by["matmul"]["of"]) == (pytest.approx(0.5), 1, 2)
+    assert (by["matmul"]["ratio"], by["matmul"]["cases"], by["matmul"]["of"]) == (pytest.approx(0.5), 1, 1)
+    assert (by["w8a8 matmul"]["ratio"], by["w8a8 matmul"]["cases"], by["w8a8 matmul"]["of"]) == (None, 0, 1)
     assert (by["softmax"]["ratio"], by["softmax"]["cases"], by["softmax"]["of"]) == (None, 0, 1)
     assert by["norm"]["least_share_of_bound"] == pytest.approx(0.5)
 
@@ -126,7 +129,7 @@ def test_what_is_not_measured_stands_below_with_its_reason_and_without_a_number(
     said = benched(found)
     assert re.search(r"SKIPPED +rms-norm +flaggems +1 +FlagGems cannot be imported", said)
     assert re.search(r"FAILED +softmax +ours +1 +ValueError: no", said)
-    assert not re.search(r"^softmax +bfloat16", said, re.MULTILINE)
+    assert not re.search(r"^softmax +bfloat16 +rows", said, re.MULTILINE)
     assert ours(document_["cases"][4])["seconds"] == []
     assert (found.measured, found.failed) == (4, 1)
 
@@ -154,10 +157,12 @@ def test_a_round_in_which_no_time_passed_has_no_figure_and_the_reason_and_the_ot
 
 def test_the_table_names_device_driver_versions_clock_and_cache() -> None:
     said = benched(made()[0])
-    assert "4 cases of a-model timed on Made-up Device (none that the matrix knows of some-chip)" in said
+    assert "4 cases of a-model timed on Made-up Device (some-chip: made-up)" in said
     assert "driver 1.2.3, torch 2.13.0, triton 3.7.1, flag-gems none, none 1.0" in said
     assert "by device events (made up), medians of two rounds in turns, inputs rotating over a cache of 50 MiB" in said
-    assert re.search(r"rms-norm +bfloat16 +rows=4 +100\.0 +20% +1000\.0 +2\.0 +50% +300\.0 +200\.0 +– +– +compiled +2\.00", said)
+    assert re.search(
+        r"rms-norm +bfloat16 +rows=4 +100\.0 +20% +20\.0 +1000\.0 +2\.0 +50% +300\.0 +200\.0 +– +– +compiled +2\.00", said
+    )
     assert re.search(r"copy +2000\.0 GB/s +20%", said)
 
 
@@ -176,11 +181,43 @@ def test_a_configuration_that_is_tried_is_no_peer_and_the_best_of_them_is_named(
     assert {point["way"] for point in spec["layer"][1]["data"]["values"]} == {"ours", "eager"}
 
 
-def test_what_ended_the_process_has_failed() -> None:
-    found, document_ = made([*LINES[:3], {"ended": ["matmul", "rows=1", "bfloat16"], "why": "the process was killed"}])
+def planned(case: str, dtype: str = "bfloat16") -> JSON:
+    return {"operator": "matmul", "family": "matmul", "dtype": dtype, "memory_bound": False, "case": case}
+
+
+def test_what_ended_the_process_has_failed_and_what_was_lost_with_it_counts_among_its_family() -> None:
+    plan = {"planned": [planned("rows=1"), planned("rows=2"), planned("rows=8"), planned("rows=1", "float32")]}
+    ended = {"ended": ["matmul", "rows=2", "bfloat16"], "why": "the process was killed"}
+    timed = line("matmul", "matmul", way("ours", 2e-6, 2e-6), way("eager", 4e-6, 4e-6), case="rows=1", moved=8, flops=8)
+    found, document_ = made([*LINES[:3], plan, timed, ended])
     assert found.failed == 1
-    assert document_["cases"][-1]["status"] == "FAILED"
-    assert "the operator's cases after this one were not timed: the process was killed" in benched(found)
+    assert [(case["status"], case["case"], case["dtype"]) for case in document_["cases"][1:]] == [
+        *(("MEASURED", "rows=1", "bfloat16"), ("FAILED", "rows=2", "bfloat16")),
+        *(("SKIPPED", "rows=8", "bfloat16"), ("SKIPPED", "rows=1", "float32")),
+    ]
+    by = {(family["family"], family["dtype"]): family for family in document_["families"]}
+    assert [(one["ratio"], one["cases"], one["of"]) for key, one in by.items() if key[0] == "matmul"] == [
+        *((pytest.approx(2), 1, 3), (None, 0, 1)),
+    ]
+    said = benched(found)
+    assert "the process ended: the process was killed" in said
+    assert re.search(r"SKIPPED +matmul +all +2 +not timed: the process ended within an earlier case", said)
+
+
+def test_a_figure_that_holds_time_of_the_host_is_marked_and_counted() -> None:
+    slow = way("eager", 50e-6, 50e-6, host=400e-6, waits=True)
+    other = way("compiled", 60e-6, 60e-6, host=400e-6, waits=True)
+    lines = [
+        line("rms-norm", "norm", way("ours", 25e-6, 25e-6), slow, way("compiled", 70e-6, 70e-6), moved=8, flops=8),
+        line("add-rms-norm", "norm", way("ours", 25e-6, 25e-6), way("eager", 50e-6, 50e-6), other, moved=8, flops=8),
+    ]
+    found, document_ = made([*LINES[:2], *lines])
+    assert [case["host_bound"] for case in document_["cases"]] == [True, False]
+    assert [(one["cases"], one["host_bound"]) for one in document_["families"]] == [(2, 1)]
+    said = benched(found)
+    assert re.search(r"rms-norm .* 50\.0\* +70\.0 .* eager +2\.00\*", said)
+    assert re.search(r"add-rms-norm .* 50\.0 +60\.0\* .* eager +2\.00 ", said)
+    assert "holds time in which the device waited for the host" in said
 
 
 def test_the_roofline_draws_every_figure_below_the_ceilings_and_names_the_clock() -> None:
@@ -206,19 +243,11 @@ def test_a_dtype_that_the_chip_has_not_is_skipped_and_nothing_is_started() -> No
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    ("flag", "version", "why"),
-    [("-S", "", "torch cannot be imported"), ("", "2.1.0", "triton is 2.1.0, and these kernels need 3.2")],
-)
+@pytest.mark.parametrize(("flag", "version", "why"), LACKING)
 def test_without_torch_or_with_an_old_triton_nothing_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, version: str, why: str
 ) -> None:
-    (tmp_path / "triton").mkdir()
-    (tmp_path / "triton" / "__init__.py").write_text(f"__version__ = {version!r}\n")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec {sys.executable} {flag} "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setenv(PYTHON, str(python))
+    monkeypatch.setenv(PYTHON, str(lacking(tmp_path, flag, version)))
     found = bench(CPU, TINY)
     assert why in found.missing
     assert (found.measured, found.lines) == (0, ())
@@ -257,10 +286,13 @@ def test_what_cannot_be_done_is_refused_before_anything_is_timed(tmp_path: Path,
 
 
 @pytest.mark.integration
-def test_a_case_that_ends_the_process_has_failed_and_the_next_operator_goes_on(
+def test_a_case_that_ends_the_process_has_failed_the_next_operator_goes_on_and_another_device_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The room's own program, a copy of which takes no clock, dies in the first operator and is asked for the one behind it."""
+    """The room's own program, a copy of which takes no clock, dies in the first operator and is asked for the one behind it.
+
+    It names its device as the model is called, which only a chip of the test has. Lines are kept as they come.
+    """
     monkeypatch.delenv(PYTHON, raising=False)
     room = tmp_path / "kernels"
     shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("__pycache__"))
@@ -268,7 +300,9 @@ def test_a_case_that_ends_the_process_has_failed_and_the_next_operator_goes_on(
     main = """
 if __name__ == "__main__":
     def told(request):
-        yield {"machine": {"device": "none", "cache_bytes": 0}}
+        yield {"machine": {"device": request["facts"]["model"], "cache_bytes": 0}}
+        if request.get("looking"):
+            return
         names = request["operators"]
         for name in names[names.index(request["after"]) + 1 :] if request["after"] else names:
             yield {"begun": [name, "a case", "bfloat16"]}
@@ -278,6 +312,15 @@ if __name__ == "__main__":
 
 """
     (room / "bench.py").write_text(program.replace('if __name__ == "__main__":', main).replace("answers)", "told)"))
-    found = bench(CPU, TINY, ["rms-norm", "softmax"], room=room)
-    assert [line["operator"] for line in found.lines] == ["rms-norm", "softmax"]
-    assert found.failed == 1
+    kept = tmp_path / "kept.jsonl"
+    known = MATRIX.chip(WITH_DEVICES)
+    device = next(iter(known.devices.values()))
+    fitting = known.model_copy(update={"devices": {TINY.id: device}})
+    found = bench(fitting, TINY, ["rms-norm", "softmax"], room=room, keep=kept)
+    assert [line["operator"] for line in found.lines] == ["rms-norm", "softmax"], found.missing
+    assert (found.failed, found.machine["known_as"]) == (1, TINY.id)
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert [next(iter(line)) for line in lines] == ["machine", "begun", "machine", "begun", "result"]
+    refused = bench(known, TINY, ["rms-norm"], room=room, keep=tmp_path / "nothing")
+    assert f"{TINY.id} is none of the devices that the matrix names of {known.id}" in refused.missing
+    assert not (tmp_path / "nothing").exists()
