@@ -106,8 +106,8 @@ def carry_out(
             if keep_going or not ledger.failed:
                 for task, idle, seat in schedule.startable(limits.jobs - len(running)):
                     running[pool.submit(partial(_perform, work, task, idle, seat))] = task
-                for task, reason in schedule.impossible():
-                    ledger.failed[task.key] = StageError(reason, where=f"{task.cell}: {task.stage.name}")
+                for task, refusal in schedule.impossible():
+                    ledger.failed[task.key] = refusal.located(f"{task.cell}: {task.stage.name}")
                     ledger.unreached |= schedule.drop(task)
                 for server in schedule.useless():
                     stopping[pool.submit(work.session.stop, server)] = server
@@ -156,8 +156,8 @@ class _Schedule:
         self.units = dict(limits.units)
         for name, hosts in limits.hosts.items():
             self.units |= {f"{name}@{host}": len(lent.ids) for host, lent in hosts.items()}
-        self.lost: set[str] = set()
-        """Hosts on which nothing more is started."""
+        self.lost: dict[str, str] = {}
+        """Hosts on which nothing more is started, and why."""
         self.moves: Counter[str] = Counter()
         self.seats: dict[str, Seat] = {}
         """Where each server is that is up, or was last."""
@@ -204,8 +204,8 @@ class _Schedule:
             slots -= 1
             yield task, idle, self.seats.get(task.server)
 
-    def impossible(self) -> Iterator[tuple[Task, str]]:
-        """Yield ready tasks that ask for more than there is at all, with the reason."""
+    def impossible(self) -> Iterator[tuple[Task, StageError]]:
+        """Yield ready tasks that ask for more than there is at all, with the reason: HostError where a host at fault would have it."""
         for key in list(self.ready):
             task = self.graph.tasks[key]
             if task.server in self.busy:
@@ -214,12 +214,12 @@ class _Schedule:
             if not offers:
                 self.ready.remove(key)
                 wanted = ", ".join(f"{count} of {name}" for name, count in self._uses(task).items() if name in self.limits.hosts)
-                lost = f" but those at fault: {', '.join(sorted(self.lost))}" if self.lost else ""
-                yield task, f"needs {wanted}, and no host has them{lost}"
+                lost = f" but those at fault ({'; '.join(sorted(self.lost.values()))})" if self.lost else ""
+                yield task, (HostError if self.lost else StageError)(f"needs {wanted}, and no host has them{lost}")
             for name, count in offers[0][1].items() if offers else ():
                 if count > self.units.get(name, count):
                     self.ready.remove(key)
-                    yield task, f"needs {count} of {name}, and there are {self.units[name]}"
+                    yield task, StageError(f"needs {count} of {name}, and there are {self.units[name]}")
                     break
 
     def finish(self, task: Task) -> None:
@@ -247,16 +247,16 @@ class _Schedule:
         seat = self.seats.get(task.server)
         if isinstance(failure, HostError) and seat is not None and self.moves[task.key] < MOVES:
             ledger.moved.append(f"{task.cell}: {task.stage.name}: {failure.message}")
-            return self.leave(task, seat.host)
+            return self.leave(task, seat.host, failure.message)
         self.finish(task)
         if failure is not None:
             ledger.failed[task.key] = failure
             ledger.unreached |= self.drop(task)
         return []
 
-    def leave(self, task: Task, host: str) -> list[str]:
+    def leave(self, task: Task, host: str, why: str) -> list[str]:
         """Have a task wait for another host, and start nothing more on this one; return the idle servers there: `stopped` when they are."""
-        self.lost.add(host)
+        self.lost[host] = why
         self.moves[task.key] += 1
         self._return(task.server)
         insort(self.ready, task.key, key=self.rank.__getitem__)

@@ -324,4 +324,6 @@ def test_a_stage_under_which_three_hosts_fail_takes_no_fourth_with_it(world: Wor
 def test_where_no_host_is_left_or_large_enough_the_reason_is_told(world: World) -> None:
     ledger, visited = on_hosts(world, {"small": "no disk"}, fails_on("small"), small=TWO, tiny=Lent(devices=1))
     assert visited == ["small"]
-    assert "needs 2 of device:chip, and no host has them but those at fault: small" in str(ledger.failed[digest("serve")])
+    assert "needs 2 of device:chip, and no host has them but those at fault (host small is at fault: no disk)" in str(
+        ledger.failed[digest("serve")]
+    )
