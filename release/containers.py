@@ -19,6 +19,7 @@ import docker
 import docker.errors
 import docker.utils
 import requests.exceptions
+import urllib3.exceptions
 
 from release import processes
 from release.errors import EngineError
@@ -75,10 +76,15 @@ class Engine:
             self.client.tag(event["status"], repository, name)  # podman does not heed a tag given to the import itself
         return str(self.inspect(tag)["Id"])
 
-    def pull(self, reference: str, on_line: Callable[[str], None] = lambda line: None) -> str:
-        """Pull an image by digest and return its id."""
+    def pull(
+        self, reference: str, on_line: Callable[[str], None] = lambda line: None, login: dict[str, str] | None = None
+    ) -> str:
+        """Pull an image by digest and return its id.
+
+        `login` (username and password, or empty) goes along in a header of this one request; None: what docker keeps for the registry.
+        """
         with refusals(f"pulling {reference}"):
-            for event in self.client.pull(reference, stream=True, decode=True):
+            for event in self.client.pull(reference, stream=True, decode=True, auth_config=login):
                 _refuse_error(event, f"pulling {reference}")
                 on_line(str(event.get("status", "")))
         return str(self.inspect(reference)["Id"])
@@ -345,12 +351,12 @@ def _podman() -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Turn what the SDK raises into EngineError."""
+    """Turn what the SDK raises into EngineError; where an engine goes away in the middle of an answer, that is urllib3's own."""
     try:
         yield
     except docker.errors.BuildError as problem:
         raise EngineError(f"{what}: {_first_line(problem)}") from problem
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as problem:
+    except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as problem:
         text = _first_line(problem)
         raise EngineError(f"{what}: {text}", next_step=_hint(text)) from problem
 
