@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import tarfile
@@ -14,6 +15,7 @@ from uuid import uuid4
 from release import processes
 from release.containers import Engine
 from release.errors import EngineError, StageError
+from release.oci import IMAGE_CONFIG, IMAGE_MANIFEST, LAYER_GZIP, Descriptor, Layout, sha256
 from release.types import Container
 
 TAG: Final = "release-canary:1"
@@ -23,10 +25,10 @@ SAMPLE: Final = 8 << 20
 """Bytes that a disk must be able to take."""
 WRITE: Final = 'f="$1/.release-canary.$$"; dd if=/dev/zero of="$f" bs=1048576 count="$2" conv=fsync; s=$?; rm -f "$f"; exit $s'
 MACHINES: Final = {
-    "x86_64": (62, bytes.fromhex("31ff b83c000000 0f05")),
-    "aarch64": (183, bytes.fromhex("000080d2 a80b80d2 010000d4")),
+    "x86_64": (62, bytes.fromhex("31ff b83c000000 0f05"), "amd64"),
+    "aarch64": (183, bytes.fromhex("000080d2 a80b80d2 010000d4"), "arm64"),
 }
-"""By an engine's word for its processor: the number that ELF has for it, and the instructions of exit(0)."""
+"""By an engine's word for its processor: the number that ELF has for it, the instructions of exit(0), and what images call it."""
 
 Run = Callable[[Sequence[str]], object]
 """Runs a command on the host, and raises ReleaseError if it fails."""
@@ -37,18 +39,40 @@ def provide_canary(engine: Engine) -> str:
     if not engine.has(TAG):
         with tempfile.TemporaryDirectory(prefix="release-canary-") as folder:
             path = Path(folder) / "canary.tar"
-            with tarfile.open(path, "w") as archive:
-                program = executable(str(engine.facts().get("Architecture", "")))
-                member = tarfile.TarInfo("ok")
-                member.size, member.mode = len(program), 0o755
-                archive.addfile(member, io.BytesIO(program))
+            path.write_bytes(_rootfs(str(engine.facts().get("Architecture", ""))))
             engine.import_rootfs(path, TAG)
     return TAG
 
 
+def lay_out_canary(layout: Layout, machine: str) -> tuple[Descriptor, str]:
+    """Write the canary's image into a layout, the same bytes each time; return its manifest and its id."""
+    _, _, architecture = MACHINES.get(machine, MACHINES["x86_64"])
+    rootfs = _rootfs(machine)
+    layer = layout.put(LAYER_GZIP, gzip.compress(rootfs, mtime=0))
+    about = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [sha256(rootfs)]},
+    }
+    config = layout.put_json(IMAGE_CONFIG, about)
+    document = {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": config.to_json(), "layers": [layer.to_json()]}
+    return layout.put_json(IMAGE_MANIFEST, document), config.digest
+
+
+def _rootfs(machine: str) -> bytes:
+    """Return the canary's root file system as a tar."""
+    program, stream = executable(machine), io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo("ok")
+        member.size, member.mode = len(program), 0o755
+        archive.addfile(member, io.BytesIO(program))
+    return stream.getvalue()
+
+
 def executable(machine: str) -> bytes:
     """Return a static program of about 130 bytes that ends with status 0 (ELF-64, one segment; System V ABI, "Object Files")."""
-    number, code = MACHINES.get(machine, MACHINES["x86_64"])
+    number, code, _ = MACHINES.get(machine, MACHINES["x86_64"])
     start, size = 0x400000, 64 + 56 + len(code)
     header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header += struct.pack("<HHIQQQIHHHHHH", 2, number, 1, start + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0)

@@ -78,6 +78,10 @@ class HostError(StageError):
     """A host is at fault, and not the cell that was tried on it."""
 
 
+class StagingError(StageError):
+    """An image does not reach hosts through their registry, and neither the cell nor one host is at fault."""
+
+
 class ServingError(StageError):
     """A server did not become healthy, died, or answered outside its protocol."""
 

@@ -24,7 +24,7 @@ BY_STAGE: Final = {
     **dict.fromkeys(("performance", "profile", "judge"), "performance"),
 }
 """What a failure is where no sign says more."""
-BY_ERROR: Final = {"StoreError": "infrastructure", "EngineError": "infrastructure"}
+BY_ERROR: Final = dict.fromkeys(("StoreError", "EngineError", "HostError", "StagingError"), "infrastructure")
 
 
 @dataclass(frozen=True)

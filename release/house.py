@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Final
 
 from release.errors import MatrixError, ReleaseError, UsageError
 from release.matrix import parse
@@ -19,10 +20,13 @@ from release.matrix.nearest import alike, nearest
 from release.matrix.rules import concerns, ordered
 from release.matrix.sound import unsound
 from release.pipeline import Graph, changes, graph, is_valid
+from release.publish.reference import Reference
 from release.stages import STAGES
 from release.store import Store, default_path, write_whole
 from release.supply import matrix_patches
-from release.types import JSON, Chip, Concern, Hosts, Plan, Unknown, split_cell
+from release.types import JSON, Chip, Concern, Hosts, Plan, Staging, Unknown, dump, split_cell
+
+EXAMPLE: Final = "write HOST[:PORT]/NAME, for example registry.example.org/staging"
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ class House:
             return None
         found = parse.read(self.hosts_path, Hosts)
         known = self.matrix.chips()
+        _check_staging(self.hosts_path, ("registry",), found.registry)
         for name, host in found.hosts.items():
+            _check_staging(self.hosts_path, ("hosts", name, "registry"), host.registry)
             for chip in host.chips:
                 if chip not in known:
                     place = parse.locate(self.hosts_path, "hosts", name, "chips", chip)
@@ -285,3 +291,17 @@ class House:
 
     def _history_path(self, cell: str) -> Path:
         return self.store.path / "cells" / (cell.replace("/", "+") + ".json")
+
+
+def _check_staging(path: Path, place: tuple[str, ...], said: Staging | str | None) -> None:
+    """Raise MatrixError for a registry of hosts that is no repository of one."""
+    if said is None:
+        return
+    named = {place: said} if isinstance(said, str) else {(*place, key): text for key, text in dump(said).items()}
+    for where, text in named.items():
+        try:
+            found = Reference.parse(text)
+        except UsageError as problem:
+            raise MatrixError(f"{parse.locate(path, *where)}: {problem.message}", next_step=EXAMPLE) from problem
+        if found.tag or found.digest:
+            raise MatrixError(f"{parse.locate(path, *where)}: {text!r} names one image, not a repository", next_step=EXAMPLE)

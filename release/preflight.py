@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Final
 
-from release.canary import send
+from release.canary import lay_out_canary, send
+from release.containers import Engine
 from release.doctor import Finding
 from release.errors import HostError, ReleaseError, UsageError
 from release.fleet import Fleet
@@ -16,7 +20,10 @@ from release.guard import Guard
 from release.hardware import older, read
 from release.house import House
 from release.leases import Lease, clear, clock_of, dead, leases
-from release.types import Chip, Lent, Unknown
+from release.oci import Layout
+from release.progress import Plain
+from release.staging import collect, stage
+from release.types import Chip, Lent, Staging, Unknown
 
 SKEW: Final = 5.0
 """Seconds by which a host's clock may differ from ours before it is told."""
@@ -65,6 +72,8 @@ def _host(fleet: Fleet, name: str) -> Iterator[Finding]:
     folders = [host.store] if host.store else []
     for folder in (*folders, str(facts.get("DockerRootDir", ""))):
         yield _disk(fleet, name, folder)
+    if staging := fleet.hosts.staging(name):
+        yield _registry(staging, name, engine, str(facts.get("Architecture", "")))
     for chip, lent in host.chips.items():
         yield from _chip(fleet, name, fleet.chips[chip], lent)
         try:
@@ -72,6 +81,21 @@ def _host(fleet: Fleet, name: str) -> Iterator[Finding]:
             yield Finding(f"canary of {chip}", "ok", "started, ended well, and wrote")
         except ReleaseError as problem:
             yield Finding(f"canary of {chip}", "missing", problem.message)
+
+
+def _registry(staging: Staging, name: str, engine: Engine, machine: str) -> Finding:
+    """Send a canary's image the way that images go, a few hundred bytes."""
+    with tempfile.TemporaryDirectory(prefix="release-canary-") as folder:
+        layout, line = Layout.create(Path(folder)), Plain(io.StringIO()).line(name, "registry")
+        manifest, image = lay_out_canary(layout, machine)
+        try:
+            stage(staging, layout, manifest, line)
+            collect(staging, name, engine, manifest, image, line)
+        except ReleaseError as problem:
+            return Finding("registry", "missing", problem.message, problem.next_step)
+    return Finding(
+        "registry", "ok", f"an image was pushed to {staging.here} from here, and pulled by digest from {staging.there}"
+    )
 
 
 def _disk(fleet: Fleet, name: str, folder: str) -> Finding:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from release.errors import StageError
 from release.matrix.load import Matrix
 from release.pipeline import Work, digest, mark
-from release.types import JSON, Accuracy, Container, Plan, Status, Verdict, dump, tuples
+from release.types import JSON, Accuracy, Container, Plan, Staging, Status, Verdict, dump, tuples
 
 if TYPE_CHECKING:
+    from release.containers import Engine
     from release.validators.serving import Server
 
 UNUSED_MARGIN: Final = 0.5
@@ -180,7 +181,10 @@ def server_of(work: Work, key: str, reads: JSON) -> Server:
         else:
             engine = work.session.engine
         work.line.note("waiting for the image to be loaded")
+        staging = fleet.hosts.staging(seat.host) if seat is not None and fleet is not None else None
         with work.session.once(f"{seat.host if seat else ''} {facts['config']}"):
+            if seat is not None and staging is not None and not engine.has(facts["config"]):
+                _send(work, facts, staging, seat.host, engine)
             image_id = provide_image(facts, work.inputs["image"], engine, work.line)
         return serving.start(
             engine,
@@ -195,6 +199,19 @@ def server_of(work: Work, key: str, reads: JSON) -> Server:
         )
 
     return work.session.server(key, start)
+
+
+def _send(work: Work, facts: Mapping[str, Any], staging: Staging, host: str, engine: Engine) -> None:
+    """Have the engine of a host hold the image, by way of its registry; of many that need it there, one puts it in."""
+    from release.builders.image import TAG
+    from release.oci import Layout
+    from release.staging import collect, stage
+
+    layout = Layout.open(work.inputs["image"] / "layout")
+    manifest = layout.find(TAG)
+    with work.session.once(f"{staging.here} {manifest.digest}"):
+        stage(staging, layout, manifest, work.line)
+    collect(staging, host, engine, manifest, facts["config"], work.line)
 
 
 def _command(reads: JSON, image_id: str, publish: str, folder: str, extra: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ FLOORS: Final = (
     ("matrix", "templates", "patches", "kernels"),
     ("builders", "validators", "publish"),
     ("pipeline",),
-    ("schedule", "listing", "shelves"),
+    ("schedule", "listing", "shelves", "staging"),
     ("grid", "remote"),
     ("sources",),
     ("supply", "trial", "pins"),

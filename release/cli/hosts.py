@@ -35,15 +35,16 @@ def list_(context: click.Context, as_json: bool) -> None:
     for name, host in known[0].hosts.items():
         chips = ", ".join(f"{len(lent.ids)} × {chip}" for chip, lent in host.chips.items())
         labels = ", ".join(f"{key}={value}" for key, value in host.labels.items())
-        rows.append((name, host.docker, chips, host.store or "(copied)", labels))
-    click.echo(text(table("host", "engine", "chips", "store", "labels", rows=rows)))
+        staging = known[0].staging(name)
+        rows.append((name, host.docker, chips, host.store or "(copied)", staging.there if staging else "(streamed)", labels))
+    click.echo(text(table("host", "engine", "chips", "store", "images", "labels", rows=rows)))
 
 
 @hosts.command()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 @click.pass_context
 def check(context: click.Context, as_json: bool) -> None:
-    """Look at every host: engine, clock, disk, devices, driver, and whether a canary lives there. Exit code 3 if one is not fit."""
+    """Look at every host: engine, clock, disk, registry, devices, driver, and whether a canary lives there. Exit code 3 if one is not fit."""
     from release.preflight import check as look
     from release.preflight import fleet_of, require
     from release.show.text import table, text
@@ -54,7 +55,9 @@ def check(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps({name: [asdict(finding) for finding in findings] for name, findings in found.items()}, indent=1))
     else:
         rows: list[tuple[str, ...]] = []
-        rows += [(name, one.what, one.state, one.found) for name, findings in found.items() for one in findings]
+        for name, findings in found.items():
+            for one in findings:
+                rows.append((name, one.what, one.state, one.found + (f"\n→ {one.next_step}" if one.next_step else "")))
         click.echo(text(table("host", "what", "state", "found", rows=rows)))
     require(found)
 

@@ -21,7 +21,7 @@ from release.types.cell import (
     Wheel,
 )
 from release.types.chip import Access, Base, Bootstrap, Chip, Container, Device, Host, Python, Rule, Tool, When
-from release.types.host import Hosts, Lent, LentHost, Seat
+from release.types.host import Hosts, Lent, LentHost, Seat, Staging
 from release.types.model import Architecture, Checkpoint, Experts, Hub, LatentAttention, Model
 from release.types.plan import Concern, Plan
 from release.types.verdict import FAMILIES, State, Status, Verdict, family, state_of
@@ -61,7 +61,7 @@ __all__ = [
     "Concern", "Conflict", "Container", "Data", "Device", "Digest", "Dtype", "Environment", "Evaluation", "Experts", "Frozen",
     "GitSource", "Host", "Hosts", "Hub",
     "ImageReference", "LatentAttention", "Lent", "LentHost", "Margin", "Model", "Parallel", "Plan", "Precision", "Python",
-    "QuestionSet", "RelativePath", "Reported", "Rule", "Sampling", "Score", "Seat", "Serve", "Slug", "Source", "State", "Status", "Tool",
-    "Trial", "Unknown", "VendorPatch", "Verdict", "Waiver", "Weights", "Wheel", "When", "dump", "family", "kebab", "split_cell",
+    "QuestionSet", "RelativePath", "Reported", "Rule", "Sampling", "Score", "Seat", "Serve", "Slug", "Source", "Staging", "State", "Status",
+    "Tool", "Trial", "Unknown", "VendorPatch", "Verdict", "Waiver", "Weights", "Wheel", "When", "dump", "family", "kebab", "split_cell",
     "state_of", "tag_of", "tuples",
 ]  # fmt: skip

@@ -40,17 +40,25 @@ class Lent(Frozen):
         return self
 
 
+class Staging(Frozen):
+    """A repository through which images reach hosts: `there` is its name as hosts know it, `here` as this machine does."""
+
+    there: str
+    here: str
+
+
 class LentHost(Frozen):
     """One host: `docker` is its engine's address, `chips` what it lends, `labels` what a person wants to know.
 
     `store` is where the host itself sees the store of the builds (a shared folder): weights are then mounted from there; without it they
-    are copied into a volume of its engine.
+    are copied into a volume of its engine. `registry` is the repository through which images reach it, in place of the one for all.
     """
 
     docker: Address
     chips: dict[Slug, Lent] = Field(min_length=1)
     labels: dict[str, str] = {}
     store: Folder | None = None
+    registry: Staging | str | None = None
 
     @property
     def near(self) -> bool:
@@ -66,9 +74,10 @@ class LentHost(Frozen):
 
 
 class Hosts(Frozen):
-    """All hosts, by name."""
+    """All hosts, by name. `registry` is the repository through which images reach those on other machines; without one they are streamed."""
 
     hosts: dict[Slug, LentHost] = Field(min_length=1)
+    registry: Staging | str | None = None
 
     @property
     def lent(self) -> dict[str, dict[str, Lent]]:
@@ -78,6 +87,12 @@ class Hosts(Frozen):
             for chip, lent in host.chips.items():
                 found.setdefault(f"device:{chip}", {})[name] = lent
         return found
+
+    def staging(self, name: str) -> Staging | None:
+        """Return the repository through which images reach a host: its own, else the one for all other machines, if there is one."""
+        host = self.hosts[name]
+        found = host.registry if host.registry is not None or host.near else self.registry
+        return Staging(there=found, here=found) if isinstance(found, str) else found
 
 
 class Seat(Frozen):

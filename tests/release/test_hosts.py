@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -23,88 +22,31 @@ from typing import cast
 import far
 import pytest
 import requests
-from night import JOURNAL
-from sshd import Sshd, client
+from night import JOURNAL, Silent
+from sshd import Sshd
+from yard import ADDRESSES, Yard, yard
 
-from release import leases, transport
+from release import leases
 from release.build import Runner
 from release.cluster import Cluster
-from release.containers import Engine, connect
+from release.containers import Engine
 from release.errors import EngineError, ReleaseError, StageError
 from release.fleet import Fleet
 from release.guard import Guard
 from release.matrix.load import Matrix
 from release.pipeline import Graph, Run, Stage, Task, Work, digest
-from release.progress import Line, Progress
+from release.progress import Progress
 from release.schedule import Limits, carry_out
 from release.session import Session
 from release.store import Store
-from release.types import Hosts, Seat
+from release.types import Seat
 from release.validators import serving
 from release.validators.serving import Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
-ADDRESSES = {"anvil": "127.0.0.2", "bellows": "127.0.0.3", "crane": "127.0.0.4"}
+__all__ = ["yard"]
 IMAGE = "release-test-busybox:1"
-
-
-class Silent:
-    """A progress that says nothing."""
-
-    def line(self, cell: str, stage: str) -> Line:
-        return Line(cast(Progress, self), cell, stage)
-
-    def changed(self, line: Line) -> None: ...
-    def moved(self, line: Line) -> None: ...
-    def close(self) -> None: ...
-
-
-@dataclass
-class Yard:
-    """The hosts of a test, and what happened to them."""
-
-    root: Path
-    sshds: dict[str, Sshd]
-    log: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-
-    def say(self, text: str) -> None:
-        self.log.append(f"{time.monotonic() - self.began:6.2f} s  {text}")
-
-    def hosts(self) -> Hosts:
-        """Each lends one device of its own; they share one engine, so the devices have names of their own."""
-        described = {
-            name: {
-                "docker": f"ssh://root@{sshd.address}:{sshd.port}",
-                "chips": {"cpu": {"devices": (f"{name}-{os.getpid()}",)}},
-                **({"store": str(self.root / name)} if (self.root / name).is_dir() else {}),
-            }
-            for name, sshd in self.sshds.items()
-        }
-        return Hosts.model_validate({"hosts": described})
-
-
-@pytest.fixture
-def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
-    if os.getuid() != 0:
-        pytest.skip("an sshd of one's own that starts sessions of root, and a mount, need root")
-    monkeypatch.setenv("PATH", f"{client(tmp_path)}:{os.environ['PATH']}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(JOURNAL, str(tmp_path / "journal"))
-    monkeypatch.setattr(transport, "ALIVE", 1)
-    made = Yard(tmp_path, {name: Sshd(tmp_path, address) for name, address in ADDRESSES.items()})
-    try:
-        yield made
-    finally:
-        for sshd in made.sshds.values():
-            sshd.end()
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with connect("docker") as answering:
-        yield answering
 
 
 @pytest.fixture
