@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import docker
+import docker.auth
 import docker.errors
 import docker.utils
 import requests.exceptions
@@ -84,10 +85,25 @@ class Engine:
         `login` (username and password, or empty) goes along in a header of this one request; None: what docker keeps for the registry.
         """
         with refusals(f"pulling {reference}"):
-            for event in self.client.pull(reference, stream=True, decode=True, auth_config=login):
+            for event in self._pulled(reference, login):
                 _refuse_error(event, f"pulling {reference}")
                 on_line(str(event.get("status", "")))
         return str(self.inspect(reference)["Id"])
+
+    def _pulled(self, reference: str, login: dict[str, str] | None) -> Iterator[dict[str, Any]]:
+        """Yield what the engine says as it pulls. The SDK's own `pull` waits for ever, and so does an engine, where a registry falls silent."""
+        name, _, digest = reference.partition("@")
+        registry, _ = docker.auth.resolve_repository_name(name)
+        known = docker.auth.get_config_header(self.client, registry) if login is None else docker.auth.encode_header(login)
+        url, headers = (
+            f"{self.client.base_url}/v{self.client.api_version}/images/create",
+            {"X-Registry-Auth": known} if known else {},
+        )
+        what = {"fromImage": name, "tag": digest}
+        with self.client.post(url, params=what, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+            if not answer.ok:
+                docker.errors.create_api_error_from_http_exception(requests.exceptions.HTTPError(response=answer))
+            yield from (json.loads(text) for text in answer.iter_lines() if text)
 
     def build(
         self,

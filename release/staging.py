@@ -27,7 +27,8 @@ OF_HOST: Final = (
     ),
     (r"no such host|server misbehaving", "name the registry in hosts.yaml as the host knows it"),
     (
-        r"connection refused|no route to host|network is unreachable|i/o timeout|deadline exceeded|Client\.Timeout|handshake timeout",
+        r"connection refused|no route to host|network is unreachable|i/o timeout|deadline exceeded"
+        r"|Client\.Timeout|handshake timeout|Read timed out",
         "start the registry, or open the way from the host to it",
     ),
 )

@@ -22,6 +22,7 @@ from distribution import PASSWORD, USER, Answer, Distribution, Seen, distributio
 from night import Silent
 from yard import Yard, yard
 
+from release import containers
 from release.containers import Engine
 from release.errors import EngineError, HostError, ReleaseError, StagingError
 from release.failures import failures_of
@@ -313,6 +314,25 @@ def keep_login(folder: Path, host: str, login: str | None) -> None:
     """Write docker's config.json with one login, or with none."""
     kept = {host: {"auth": b64encode(login.encode()).decode()}} if login else {}
     (folder / "config.json").write_text(json.dumps({"auths": kept}))
+
+
+def test_a_registry_that_falls_silent_is_not_waited_for_until_the_end_of_days(
+    bench: Bench, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, made, image = bench.image("one", tmp_path / "one")
+    honest, over = hostile(layout), threading.Event()
+
+    def silent(seen: Seen) -> Answer:
+        if "/manifests/" in seen.path:
+            over.wait(60)
+        return honest(seen)
+
+    monkeypatch.setattr(containers, "TIMEOUT", 0.5)
+    with scripted(silent) as server, pytest.raises(HostError, match="Read timed out"):
+        try:
+            collect(Staging(there=f"{server.host}/staging", here=NOWHERE), "anvil", engine, made, image, line())
+        finally:
+            over.set()
 
 
 def test_the_preflight_sends_an_image_the_way_that_images_go(yard: Yard, registry: Distribution) -> None:
