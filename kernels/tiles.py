@@ -29,3 +29,15 @@ def rows_of(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.dim() > 0 and tensor.is_contiguous():
         return tensor.view(-1, tensor.size(-1)) if tensor.numel() else tensor.reshape(0, tensor.size(-1))
     raise ValueError(f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is no rows of contiguous elements")
+
+
+def heads_of(tensor: torch.Tensor, name: str) -> tuple[int, int, int, int]:
+    """Return how the rows of a tensor lie, without copying: their number, how many are in a group, the strides of groups and in a group.
+
+    Rows are one stride apart (groups of one), or heads of [tokens, heads, width] that a product of more heads holds, as Qwen3's q_norm is
+    given them. Raises ValueError for what would have to be copied.
+    """
+    if tensor.dim() == 3 and not tensor.is_contiguous() and (tensor.stride(2) == 1 or tensor.size(2) <= 1):
+        return tensor.size(0) * tensor.size(1), tensor.size(1), tensor.stride(0), tensor.stride(1)
+    rows = rows_of(tensor, name)
+    return rows.size(0), 1, rows.stride(0), 0

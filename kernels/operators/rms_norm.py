@@ -11,44 +11,60 @@ import triton.language as tl
 
 from ..configurations import configuration as configured
 from ..operator import TOKENS, Facts, Inputs, Operator, Sizes, shrunk, size_of
-from ..tiles import launched, rows_of, tile_of
+from ..tiles import heads_of, launched, tile_of
 
 
 @triton.jit
 def release_rms_norm_kernel(
-    x, weight, out, x_stride, out_stride, rows, width, epsilon, WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x,
+    weight,
+    out,
+    x_heads,
+    x_stride,
+    x_head_stride,
+    out_heads,
+    out_stride,
+    out_head_stride,
+    rows,
+    width,
+    epsilon,
+    WHOLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Normalise ROWS rows, COLUMNS elements at a time; WHOLE says that a row fits and is read once."""
+    """Normalise ROWS rows, COLUMNS elements at a time; WHOLE says that a row fits and is read once. Groups of one cost no division."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    x += row // x_heads * x_stride + row % x_heads * x_head_stride
+    out += row // out_heads * out_stride + row % out_heads * out_head_stride
     column = tl.arange(0, COLUMNS)[None, :]
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, width, COLUMNS):
         mask = (row < rows) & (start + column < width)
-        value = tl.load(x + row * x_stride + start + column, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
         squares += value * value
     scale = tl.rsqrt(tl.sum(squares, 1) / width + epsilon)[:, None]
     for start in range(0, width, COLUMNS):
         mask = (row < rows) & (start + column < width)
         if not WHOLE:
-            value = tl.load(x + row * x_stride + start + column, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
         factor = tl.load(weight + start + column, mask=start + column < width, other=0.0).to(tl.float32)
-        tl.store(out + row * out_stride + start + column, (value * scale * factor).to(out.dtype.element_ty), mask=mask)
+        tl.store(out + start + column, (value * scale * factor).to(out.dtype.element_ty), mask=mask)
 
 
 def launch(
     x: torch.Tensor, weight: torch.Tensor, epsilon: float, *, configuration: Mapping[str, int] | None = None
 ) -> torch.Tensor:
-    """Return the norm of x [..., width] with weight [width], in x's dtype."""
+    """Return the norm of x [..., width] with weight [width], in x's dtype. Of three dimensions the first two may have any strides."""
     if weight.shape != x.shape[-1:] or not weight.is_contiguous():
         raise ValueError(f"weight of shape {tuple(weight.shape)} does not fit rows of {x.shape[-1]}, or is not contiguous")
     cut = configured("rms-norm", configuration)
-    rows, out = rows_of(x, "x"), torch.empty_like(x)
-    flat = rows_of(out, "out")
-    tile, columns = tile_of(rows.shape[1], cut)
+    width, out = x.shape[-1], torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, *lie = heads_of(x, "x")
+    tile, columns = tile_of(width, cut)
     if x.numel():
-        release_rms_norm_kernel[(triton.cdiv(rows.shape[0], tile),)](
-            *(rows, weight, flat, rows.stride(0), flat.stride(0), *rows.shape, epsilon),
-            WHOLE=columns >= rows.shape[1],
+        release_rms_norm_kernel[(triton.cdiv(rows, tile),)](
+            *(x, weight, out, *lie, *heads_of(out, "out")[1:], rows, width, epsilon),
+            WHOLE=columns >= width,
             ROWS=tile,
             COLUMNS=columns,
             **launched(cut),
@@ -63,18 +79,26 @@ def reference(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Te
 
 
 def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Inputs:
-    """Return rows of a residual stream and a weight around one."""
-    x = torch.randn(sizes["rows"], sizes["width"], generator=generator, device=device, dtype=torch.float32)
-    weight = 1 + 0.1 * torch.randn(sizes["width"], generator=generator, device=device, dtype=torch.float32)
-    return {"x": x.to(dtype), "weight": weight.to(dtype), "epsilon": 1e-6}
+    """Return rows of a residual stream, or the first `heads` of a product that has others `beside` them, and a weight around one."""
+    heads, width = sizes.get("heads", 1), sizes["width"]
+    x = torch.randn(
+        *(sizes["rows"], (heads + sizes.get("beside", 0)) * width), generator=generator, device=device, dtype=torch.float32
+    )
+    weight = 1 + 0.1 * torch.randn(width, generator=generator, device=device, dtype=torch.float32)
+    x = x.to(dtype)
+    if "heads" in sizes:
+        x = x[:, : heads * width].view(sizes["rows"], heads, width)
+    return {"x": x, "weight": weight.to(dtype), "epsilon": 1e-6}
 
 
 def shapes(facts: Facts) -> list[Sizes]:
-    """Return the norms of the stream, of the heads (Qwen3) and of the latent ranks (DeepSeek)."""
+    """Return the norms of the stream, of the latent ranks (DeepSeek), and of heads (Qwen3), which lie beside others in one product."""
     found: list[Sizes] = [{"rows": tokens, "width": facts.hidden} for tokens in TOKENS]
     for tokens in TOKENS:
         if facts.qk_norm:
-            found += [{"rows": tokens * heads, "width": facts.head_dim} for heads in (facts.heads, facts.kv_heads)]
+            every = facts.heads + 2 * facts.kv_heads
+            for heads in (facts.heads, facts.kv_heads):
+                found.append({"rows": tokens, "heads": heads, "beside": every - heads, "width": facts.head_dim})
         found += [{"rows": tokens, "width": rank} for rank in (facts.q_lora_rank, facts.kv_lora_rank) if rank]
     return found
 
@@ -91,7 +115,7 @@ OPERATOR: Final = Operator(
     reference=reference,
     inputs=inputs,
     shapes=shapes,
-    reduced=lambda sizes: shrunk(sizes, rows=48, width=8192),
+    reduced=lambda sizes: shrunk(sizes, rows=12 if "heads" in sizes else 48, heads=8, beside=4, width=8192),
     edges={
         "one row": {"rows": 1, "width": 128},
         "empty": {"rows": 0, "width": 128},

@@ -76,6 +76,21 @@ def test_an_offset_of_32_bits_shows_only_where_rows_lie_far_apart(spoilt: Check)
 
 
 @pytest.mark.integration
+def test_heads_taken_to_lie_one_after_the_other_show_at_the_shapes_of_a_model_whose_heads_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    shutil.copytree(ROOM, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    file, was = tmp_path / "kernels" / "operators" / "rms_norm.py", "row // x_heads * x_stride"
+    text = file.read_text(encoding="utf-8")
+    assert text.count(was) == 1
+    file.write_text(text.replace(was, "row // x_heads * (x_stride if x_heads == 1 else x_heads * width)"), encoding="utf-8")
+    exact = CPU.model_copy(update={"dtypes": ["fp32"]})
+    found = failures(check(exact, Matrix().model("tiny-qwen3"), ["rms-norm"], room=tmp_path / "kernels"), "rms-norm")
+    assert found and all("beside=" in verdict.figures["case"] for verdict in found), found
+
+
+@pytest.mark.integration
 def test_a_race_shows_though_every_result_is_right(spoilt: Check) -> None:
     assert {verdict.figures["case"] for verdict in failures(spoilt, "silu-mul")} == {"longer than a tile"}
 
