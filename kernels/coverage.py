@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -31,15 +31,21 @@ DEFINITIONS: Final = {
 }
 """What each share counts, where a device's kernels were seen and where only a processor's operators were."""
 RECORDED: Final = {
-    "kinds": "kinds of operators of the registry that the plugin saw called: those of which a library in Triton served any call, of all",
-    "launches": "calls of operators of the registry that the plugin counted since the server started: those in Triton, of all",
+    "kinds": "kinds of operators of the registry that the plugin saw called: those of which ours or FlagGems served any call, of all",
+    "launches": "calls of operators of the registry that the plugin counted since the server started: those ours or FlagGems served, of all",
 }
-"""What the shares of recorded calls count: of the operators that the plugin can replace alone, and not of the whole model."""
-IN_TRITON: Final = ("ours", "flaggems")
-"""Libraries of the registry whose operators are written in Triton."""
+"""What the shares of recorded calls count: of the operators that the plugin can replace alone, and not of the whole model. What the engine
+served itself may be Triton's as well (vLLM's fused experts are, on a device): only the profile tells."""
+SWITCHED: Final = ("ours", "flaggems")
+"""Libraries of the registry that stand in for the engine's own."""
+SERVED: Final = (
+    "FlagOS' rule: distinct names of operators that no other operator calls, on the host's side of the profile: those in Triton, and those of "
+    "ATen that FlagGems' own record says it served, of all, each counted once"
+)
+"""What the share counts that needs FlagGems' record: FlagOS' own way of counting (vllm-plugin-FL, tools/operator_profile)."""
 RULES: Final = (
     "Communication and what no pattern knows stay in the total; what no pattern knows never counts as Triton. A switch that is set counts "
-    "for nothing: only what the profile shows ran."
+    "for nothing: only what the profile shows ran. On a host processor, what is in Triton runs in its interpreter."
 )
 
 
@@ -115,9 +121,10 @@ def read_trace(path: Path) -> list[Any]:
     return events
 
 
-def coverage(traces: Iterable[list[Any]]) -> Coverage:
+def coverage(traces: Iterable[list[Any]], served: Collection[str] | None = None) -> Coverage:
     """Count the operators of all traces of one server. If any has kernels of a device, kernels alone are counted, in all of them.
 
+    `served` are ATen's operators that FlagGems recorded to have served (`aten.read_served`): with it there is one more share, by FlagOS' rule.
     Raises ValueError where there is neither a kernel nor an operator.
     """
     spans = [[span for event in events if (span := _span(event))] for events in traces]
@@ -136,17 +143,34 @@ def coverage(traces: Iterable[list[Any]]) -> Coverage:
     if not found:
         raise ValueError("the profile has neither a kernel nor an operator: was the server asked anything while it was profiled?")
     kinds = tuple(sorted(found.values(), key=lambda kind: (-kind.time, kind.name)))
-    return Coverage(kinds, _shares(kinds, device), device)
+    shares = _shares(kinds, device)
+    if served is not None:
+        shares += (_by_record(spans, served, known, waiting),)
+    return Coverage(kinds, shares, device)
+
+
+def _by_record(
+    spans: Iterable[list[tuple[str, str, float, float, str]]],
+    served: Collection[str],
+    known: Iterable[Library],
+    waiting: re.Pattern[str],
+) -> Share:
+    """Return the share of kinds on the host's side that are in Triton by their name or by FlagGems' record."""
+    host = [[span for span in trace if span[0] == "cpu_op"] for trace in spans]
+    names = {name for trace in host for name, launched, _ in _operators(trace) if launched and not waiting.search(name)}
+    rows = {name: next((row for row in known if row.pattern.search(name)), None) for name in names}
+    triton = sum(name in served or (row is not None and row.triton) for name, row in rows.items())
+    return Share("kinds, FlagOS", triton, len(names), SERVED)
 
 
 def recorded(rows: Iterable[Mapping[str, Any]]) -> tuple[Share, ...]:
-    """Return the shares of recorded calls (`calls.read_calls`) that libraries in Triton served; none where nothing was recorded."""
+    """Return the shares of recorded calls (`calls.read_calls`) that ours or FlagGems served; none where nothing was recorded."""
     calls: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row in rows:
-        calls[row["operator"]][row["library"] in IN_TRITON] += row["calls"]
+        calls[row["operator"]][row["library"] in SWITCHED] += row["calls"]
     if not calls:
         return ()
-    kinds = sum(triton > 0 for _, triton in calls.values())
+    kinds = sum(switched > 0 for _, switched in calls.values())
     return (
         Share("kinds", kinds, len(calls), RECORDED["kinds"]),
         Share("launches", sum(row[1] for row in calls.values()), sum(sum(row) for row in calls.values()), RECORDED["launches"]),

@@ -18,6 +18,7 @@ CHIP: Final = "RELEASE_KERNELS_CHIP"
 NATIVE: Final = "native"
 LIBRARIES: Final = ("ours", "flaggems", NATIVE)
 EVERY: Final = "*"
+MOST_NAMED: Final = 20
 TOGETHER: Final = ("int8-per-token", "w8a8-matmul")
 """Operators of one layer, which are replaced together or not at all."""
 UNREACHED: Final = "no layer took it: this engine has none, or another plugin's stands there"
@@ -38,7 +39,7 @@ class Implementation:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What an operator gets: a library, and, where that is not the one asked for, why."""
+    """What an operator gets: a library, and why, where that is not the one asked for, or how it runs."""
 
     operator: str
     library: str
@@ -71,6 +72,24 @@ def beyond() -> Mapping[str, str]:
 
 
 @cache
+def _functions() -> Mapping[str, tuple[str, ...]]:
+    """Return by operator FlagGems' functions that serve it through ATen, where it has any and no layer is needed."""
+    return {operator: tuple(row.get("flaggems", ())) for operator, row in _table().items()}
+
+
+def overrides(environment: Mapping[str, str]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Return which functions of FlagGems may serve ATen's operators: only the first (None: all that there are), and none of the second.
+
+    An operator of ours stands for the functions that compute it; any other name is a function's, as FlagGems spells it.
+    """
+    include, exclude = (
+        {function for name in _listed(environment, variable) for function in _functions().get(name.replace("_", "-"), (name,))}
+        for variable in (INCLUDE, EXCLUDE)
+    )
+    return (tuple(sorted(include - exclude)) if _listed(environment, INCLUDE) else None), tuple(sorted(exclude))
+
+
+@cache
 def _table() -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("registry.json").read_bytes())
     return table
@@ -84,8 +103,8 @@ def choices(environment: Mapping[str, str], missing: Mapping[str, str]) -> tuple
     """
     library = environment.get(SWITCH, NATIVE).strip().lower() or NATIVE
     if library not in LIBRARIES:
-        raise ValueError(f"{SWITCH}={library!r}: {_meant(library, LIBRARIES)}")
-    include, exclude = (_named(environment, variable) for variable in (INCLUDE, EXCLUDE))
+        raise ValueError(f"{SWITCH}={library!r}: {meant(library, LIBRARIES)}")
+    include, exclude = (_named(environment, variable, library) for variable in (INCLUDE, EXCLUDE))
     found = [_choice(operator, library, include, exclude, environment.get(CHIP, ""), missing) for operator in registry()]
     apart = next((choice.operator for choice in found if choice.operator in TOGETHER and choice.library == NATIVE), "")
     return tuple(_native(one, f"goes with {apart}") if apart and one.operator in TOGETHER else one for one in found)
@@ -115,16 +134,26 @@ def _choice(operator: str, library: str, include: set[str], exclude: set[str], c
     return Choice(operator, NATIVE, lacking) if lacking else Choice(operator, library)
 
 
-def _named(environment: Mapping[str, str], variable: str) -> set[str]:
-    """Return the operators that a variable names; FlagGems' spelling with `_` is as good as ours."""
-    names = {name.strip().replace("_", "-") for name in environment.get(variable, "").split(",") if name.strip()}
+def _listed(environment: Mapping[str, str], variable: str) -> list[str]:
+    return [name.strip() for name in environment.get(variable, "").split(",") if name.strip()]
+
+
+def _named(environment: Mapping[str, str], variable: str, library: str) -> set[str]:
+    """Return the operators of layers that a variable names; FlagGems' spelling with `_` is as good as ours.
+
+    Of FlagGems it may name others too, which serve ATen's operators: `overrides` has them.
+    """
+    names = {name.replace("_", "-") for name in _listed(environment, variable)}
     for name in sorted(names - set(registry())):
+        if library == "flaggems" and (name not in beyond() or _functions()[name]):
+            continue
         if name in beyond():
             raise ValueError(f"{variable}: the switch does not reach {name}: {beyond()[name]}")
-        raise ValueError(f"{variable}: there is no operator {name!r}; {_meant(name, tuple(registry()))}")
+        raise ValueError(f"{variable}: there is no operator {name!r}; {meant(name, tuple(registry()))}")
     return names
 
 
-def _meant(name: str, known: tuple[str, ...]) -> str:
+def meant(name: str, known: tuple[str, ...]) -> str:
+    """Return what was probably meant by a name that is not known, or the first of those that are."""
     near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:MOST_NAMED])}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from release.errors import StageError, UsageError
+from release.kernels.aten import read_served
 from release.kernels.calls import EVERY_SECONDS, RECORD, read_calls, summed
 from release.kernels.coverage import RULES, Coverage, Kind, Share, coverage, read_trace, recorded
 from release.kernels.registry import beyond
@@ -31,7 +32,8 @@ QUESTIONS: Final = 16
 LONGEST: Final = 64
 AT_ONCE: Final = 8
 """Questions that are asked under the profiler, the tokens that an answer may have, and how many are in flight."""
-NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.(?:json|json\.gz)")
+COUNTED: Final = ("kernels of a device", "operators of a host processor")
+NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.(?:json|json\.gz)|flaggems-\d{1,9}\.txt")
 MOST_FILES: Final = 256
 HOST: Final = re.compile(rb'("(?:host_name|traceName)"\s*:\s*)"(?:[^"\\]|\\.)*"')
 PROCESS: Final = re.compile(r"^.+_\d+(?=\.)")
@@ -127,7 +129,7 @@ def _switch(endpoint: Any, path: str) -> None:
 
 
 def _fetch(server: Server, folder: str, into: Path) -> None:
-    """Copy the JSON files of a folder in the server's container, which may lie in memory and on another machine, into `into`."""
+    """Copy the JSON files and FlagGems' records of a folder in the server's container, in memory or on another machine, into `into`."""
     _, listed, _ = server.engine.execute(server.container, ["ls", "-1", folder])
     names = [name for name in listed.splitlines() if NAME.fullmatch(name)]
     if len(names) > MOST_FILES:
@@ -188,9 +190,10 @@ def profiles(paths: Sequence[Path]) -> list[Path]:
 
 
 def measure(paths: Sequence[Path]) -> Coverage:
-    """Return what the traces of one server show. Raises UsageError for what is no trace, or shows no operator."""
+    """Return what the traces of one server show, and FlagGems' records beside them. Raises UsageError for what is no trace or no record."""
     try:
-        return coverage(read_trace(path) for path in profiles(paths))
+        served = [found for path in paths if path.is_dir() and (found := read_served(path)) is not None]
+        return coverage((read_trace(path) for path in profiles(paths)), frozenset().union(*served) if served else None)
     except ValueError as problem:
         raise UsageError(str(problem), next_step="give what /start_profile and /stop_profile of vLLM left") from problem
 
@@ -198,7 +201,7 @@ def measure(paths: Sequence[Path]) -> Coverage:
 def document(found: Coverage, calls: Sequence[Mapping[str, Any]] = ()) -> JSON:
     """Return a coverage, and what was recorded of calls, as JSON: no share stands in it without its definition."""
     return {
-        "counted": "kernels of a device" if found.device else "operators of a host processor",
+        "counted": COUNTED[not found.device],
         "rules": RULES,
         "shares": [_told(share) for share in found.shares],
         "recorded": {"shares": [_told(share) for share in recorded(calls)], "calls": summed(calls), "beyond": dict(beyond())}

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from release.coverage import by_library, document
 from release.kernels.calls import summed
-from release.kernels.coverage import RULES, Coverage, recorded
+from release.kernels.coverage import RULES, Coverage, Share, recorded
 from release.kernels.registry import beyond
 from release.show.text import as_document, text
 
@@ -23,9 +23,7 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
     if as_json:
         return as_document(document(found, calls))
     shares = Table("Triton", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
-    for share in (*found.shares, *recorded(calls)):
-        value = "nothing observed" if share.share is None else f"{share.share:.1%}"
-        shares.add_row(value, share.by, _figure(share.by, share.part, share.whole), share.definition)
+    _fill(shares, found.shares)
     libraries = Table("library", "Triton", "kinds", "launches", "ms", box=None, pad_edge=False, header_style="bold")
     for name, triton, kinds, launches, time in by_library(found.kinds):
         libraries.add_row(escape(name), "yes" if triton else "no", str(kinds), str(launches), f"{time / 1000:.1f}")
@@ -34,13 +32,21 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
         longest.add_row(escape(kind.name[:60]), escape(kind.library), str(kind.launches), f"{kind.time / 1000:.1f}")
     if not calls:
         return text(shares, RULES, libraries, longest, "No calls were recorded: the server had no plugin release-kernels.")
+    switched = Table("ours or FlagGems", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
+    _fill(switched, recorded(calls))
     counted = Table("recorded operator", "library", "calls", box=None, pad_edge=False, header_style="bold")
     for row in summed(calls):
         counted.add_row(escape(row["operator"]), escape(row["library"]), str(row["calls"]))
     unreached = Table("not in the switch's reach", "why", box=None, pad_edge=False, header_style="bold")
     for name, why in beyond().items():
         unreached.add_row(escape(name), escape(why))
-    return text(shares, RULES, libraries, longest, counted, unreached)
+    return text(shares, RULES, libraries, longest, switched, counted, unreached)
+
+
+def _fill(table: Table, shares: Sequence[Share]) -> None:
+    for share in shares:
+        value = "nothing observed" if share.share is None else f"{share.share:.1%}"
+        table.add_row(value, share.by, _figure(share.by, share.part, share.whole), share.definition)
 
 
 def _figure(by: str, part: float, whole: float) -> str:

@@ -22,8 +22,9 @@ from records import pebble, record, unbuilt
 
 from release.builders.engines import engine_named, health_of
 from release.containers import run_command
+from release.coverage import COUNTED
 from release.errors import ReleaseError, TemplateError, UsageError
-from release.kernels.coverage import DEFINITIONS, RECORDED, RULES
+from release.kernels.coverage import DEFINITIONS, RECORDED, RULES, SERVED
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
 from release.publish.card import literal, render_card
@@ -571,13 +572,23 @@ def test_a_share_of_triton_stands_on_the_card_with_its_definition_or_not_at_all(
     assert title not in bare and "Triton" not in bare
     card = render_card(record(coverage=COVERED), language)
     assert title in card
-    rows = [line for line in card.splitlines() if any(each["definition"] in line for each in COVERED["shares"])]
+    lines = card.splitlines()
+    rows = lines[next(number for number, line in enumerate(lines) if line.startswith("| Triton |")) + 2 :]
     assert [re.sub(r"\s+", " ", row.split("|")[1]).strip() for row in rows[:2]] == ["25.0 %", "70.2 %"]
     assert "%" not in rows[2], "nothing observed is no share of nothing"
     for each in re.findall(r"^\| *[\d.]+ % \|.*$", card, re.MULTILINE):
         assert len(each.split("|")[4].strip()) > 10, f"a share without a definition: {each}"
     assert "| rms-norm | ours &#124; theirs | 12 |" in card, "what a record says gets out of no cell"
     assert lint(card) == lint(bare), "a share with a definition is no new defect"
+
+
+def test_a_chinese_card_says_in_chinese_what_every_share_counts() -> None:
+    definitions = [*DEFINITIONS[True].values(), *DEFINITIONS[False].values(), *RECORDED.values(), SERVED]
+    shares = [{"by": "kinds, FlagOS", "share": 0.5, "triton": 1, "total": 2, "definition": each} for each in definitions]
+    for counted in COUNTED:
+        card = render_card(record(coverage={**COVERED, "counted": counted, "shares": shares}), "zh")
+        assert not [word for word in (counted, RULES, *definitions) if word in card]
+        assert card.count("| 算子种类（FlagOS） |") == len(definitions)
 
 
 def test_a_card_without_recorded_calls_speaks_of_no_plugin() -> None:

@@ -1,0 +1,151 @@
+"""FlagGems over ATen: our lists in its words, its own switch called for real, and its record read as evidence of what it served."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from release.kernels.aten import SCHEMA, covered, read_served
+from release.kernels.coverage import SERVED, coverage
+from release.kernels.plugin import over_aten
+from release.kernels.registry import choices, overrides
+
+FUNCTIONS = {
+    "_softmax": "flag_gems.ops.softmax.softmax",
+    "mm": "flag_gems.ops.mm.mm",
+    "mm.out": "flag_gems.ops.mm.mm_out",
+    "eq.Tensor": "flag_gems.ops.eq.eq",
+    "eq.Scalar": "flag_gems.ops.eq.eq_scalar",
+    "add.Tensor": "flag_gems.ops.add.add",
+}
+
+
+def asked(**lists: str) -> dict[str, str]:
+    return {"RELEASE_OPERATORS": "flaggems", **{f"RELEASE_OPERATORS_{name}": value for name, value in lists.items()}}
+
+
+def test_our_names_stand_for_functions_of_flaggems_and_its_own_names_for_themselves() -> None:
+    assert overrides(asked()) == (None, ())
+    assert overrides(asked(EXCLUDE="rms-norm, log_softmax,copy_")) == (None, ("copy_", "log_softmax", "rms_norm"))
+    assert overrides(asked(INCLUDE="softmax,matmul,silu-mul", EXCLUDE="addmm")) == (
+        ("addmm_out", "mm", "mm_out", "softmax"),
+        ("addmm",),
+    )
+    assert overrides(asked(INCLUDE="rotary")) == ((), ())
+
+
+def test_a_name_of_flaggems_is_taken_with_its_switch_and_refused_with_ours() -> None:
+    assert {one.library for one in choices(asked(EXCLUDE="copy_,softmax"), {}) if one.operator == "silu-mul"} == {"flaggems"}
+    with pytest.raises(ValueError, match="there is no operator 'copy-'"):
+        choices({**asked(EXCLUDE="copy_"), "RELEASE_OPERATORS": "ours"}, {})
+    with pytest.raises(ValueError, match="the switch does not reach cache-write"):
+        choices(asked(INCLUDE="cache-write"), {})
+
+
+def test_an_operator_is_served_where_its_function_was_called_or_a_helper_in_its_module() -> None:
+    called = {"flag_gems.ops.softmax.softmax", "flag_gems.ops.mm.general_mm", "flag_gems.ops.eq.eq_scalar"}
+    assert set(covered(FUNCTIONS, called)) == {"_softmax", "mm", "mm.out", "eq.Scalar"}
+    assert set(covered(FUNCTIONS, ())) == set(), "what is registered was not called"
+
+
+def written(folder: Path, record: str, process: int = 7) -> None:
+    table = {"schema": SCHEMA, "version": "5.0.2", "functions": FUNCTIONS}
+    (folder / f"flaggems-{process}.json").write_text(json.dumps(table))
+    (folder / f"flaggems-{process}.txt").write_text(record)
+
+
+def test_the_records_of_all_processes_are_read_and_nothing_but_calls_counts(tmp_path: Path) -> None:
+    assert read_served(tmp_path) is None
+    written(tmp_path, "[DEBUG] flag_gems.ops.softmax.softmax: GEMS SOFTMAX\n[INFO] flag_gems.ops.add.add: no call\nnoise\n")
+    written(tmp_path, "[DEBUG] flag_gems.ops.mm.general_mm: GEMS MM, [mm scenario]: general\n", 8)
+    assert read_served(tmp_path) == {"aten::_softmax", "aten::mm"}
+    (tmp_path / "flaggems-9.json").write_text((tmp_path / "flaggems-7.json").read_text())
+    assert read_served(tmp_path) == {"aten::_softmax", "aten::mm"}, "a process that was killed before its record began"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema": "x", "functions": {}}', json.dumps({"schema": SCHEMA, "functions": {"mm": "rm -rf"}})]
+)
+def test_a_table_of_functions_that_is_none_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / "flaggems-1.json").write_text(text)
+    with pytest.raises(ValueError, match=r"flaggems-1\.json is no table of FlagGems' functions"):
+        read_served(tmp_path)
+
+
+def test_by_flagos_rule_kinds_of_aten_count_by_record_and_all_others_by_name() -> None:
+    names = ["aten::mm", "aten::add", "release_kernels::rms_norm", "vllm::attention", "c10d::allreduce_"]
+    events = [
+        {"ph": "X", "cat": "cpu_op", "name": name, "ts": 10 * number, "dur": 5, "pid": 1, "tid": 1}
+        for number, name in enumerate([*names, "aten::mm"])
+    ]
+    kernel = {"ph": "X", "cat": "kernel", "name": "mm_kernel_general", "ts": 0, "dur": 5, "pid": 0, "tid": 7}
+    assert {share.by for share in coverage([events]).shares} == {"kinds", "launches", "time"}
+    for trace in (events, [*events, kernel]):
+        share = coverage([trace], {"aten::mm", "aten::never_seen"}).shares[-1]
+        assert (share.by, share.part, share.whole, share.definition) == ("kinds, FlagOS", 2, 5, SERVED)
+
+
+def test_where_flaggems_cannot_run_the_line_says_why_and_that_atens_operators_are_native(tmp_path: Path) -> None:
+    assert over_aten(asked(), tmp_path, "no device") == "release operators: native (no device): ATen's operators"
+    if find_spec("flag_gems") is None:
+        assert over_aten(asked(), None).startswith("release operators: native (flag_gems.enable: ModuleNotFoundError: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from release.kernels import flaggems
+from release.kernels.aten import read_served
+from release.kernels.interpreter import mend
+from release.kernels.plugin import over_aten
+
+mend()
+flaggems._stand_in()
+import flag_gems
+from flag_gems.runtime.backend.device import DeviceDetector
+
+DeviceDetector().dispatch_key = "CPU"  # no other device is here
+folder, asked = Path(sys.argv[1]), {"RELEASE_OPERATORS": "flaggems"}
+try:
+    over_aten({**asked, "RELEASE_OPERATORS_EXCLUDE": "sofmax"}, folder)
+except ValueError as problem:
+    assert "did you mean" in str(problem), problem
+else:
+    raise AssertionError("an operator that nobody has was taken")
+assert over_aten({**asked, "RELEASE_OPERATORS_INCLUDE": "rotary"}, folder).endswith("native (not included): ATen's operators")
+before = torch.randn(4, 300)
+wanted = before.double().softmax(-1).float(), before.double().log_softmax(-1).float()
+line = over_aten({**asked, "RELEASE_OPERATORS_INCLUDE": "softmax,log-softmax,matmul", "RELEASE_OPERATORS_EXCLUDE": "mm_out,matmul"}, folder)
+assert set(flag_gems.all_registered_keys()) == {"_log_softmax", "_softmax"}
+assert read_served(folder) == set(), "registered, and not called"
+found = before.softmax(-1)
+assert read_served(folder) == {"aten::_softmax"}, read_served(folder)
+torch.testing.assert_close(found, wanted[0])
+torch.testing.assert_close(before.log_softmax(-1), wanted[1])
+assert read_served(folder) == {"aten::_softmax", "aten::_log_softmax"}
+print(line)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not here")
+def test_flaggems_own_switch_serves_aten_with_our_lists_and_its_record_says_what_was_called(tmp_path: Path) -> None:
+    """FlagGems itself is installed for this test alone, of what it asks for only what it imports: its pins would replace our torch."""
+    site, file = tmp_path / "site", tmp_path / "program.py"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    subprocess.run([*pip, "flag-gems==5.0.2", "sqlalchemy==2.0.48", "pyyaml", "packaging"], check=True, capture_output=True)
+    file.write_text(PROGRAM)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, str(file), str(tmp_path / "calls")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "release operators: flaggems: 2 of ATen's operators, which it records"
