@@ -31,7 +31,7 @@ SWITCHED_TO: Final = ("ours", "flaggems", "native")
 """What the plugin release-kernels reads: whose operators, and the chip that they run on."""
 EAGER: Final = "enforceeager"
 COMPILED: Final = (
-    "the plugin counts calls in Python: a model that is compiled has none, and replays of its graph would not be counted"
+    "a model that is compiled calls few of ATen's operators, which FlagGems is to serve, and that its wrappers stand in a graph was never shown"
 )
 EAGER_STEP: Final = "write serve.args: {enforce-eager: true}"
 MOST_DEVICES: Final = 16384
@@ -216,7 +216,7 @@ def _switched(serve: Serve, operators: Operators | None, chip: str) -> Serve:
 
 
 def _check_plugin(file: CellFile, arm: Arm, path: Path, arm_name: str, asked: Asked) -> None:
-    """Raise MatrixError unless a plugin that is asked for can be installed, is switched to a library that it knows, and can count."""
+    """Raise MatrixError unless a plugin that is asked for can be installed, is switched to a library that it knows, and can do its work."""
     operators, place = (file.operators, ()) if arm.operators is None else (arm.operators, ("cells", arm_name))
     if operators is None or not operators.plugin:
         return
@@ -239,10 +239,12 @@ def _check_plugin(file: CellFile, arm: Arm, path: Path, arm_name: str, asked: As
             f"{parse.locate(path, *here, 'env')}: {SWITCH} is {said!r} here, and {other!r} in the server's environment",
             next_step="leave it out of 'serve'",
         )
+    if said != "flaggems":
+        return
     if not _eager({**file.serve.args, **arm.serve.args}):
         raise MatrixError(f"{parse.locate(path, *here, 'plugin')}: {COMPILED}", next_step=f"{EAGER_STEP}, or leave out 'plugin'")
     if not _eager(asked.args, unsaid=True):
-        raise UsageError(f"--set enforce-eager: {COMPILED}", next_step="leave it out: the cell's plugin needs it to be true")
+        raise UsageError(f"--set enforce-eager: {COMPILED}", next_step="leave it out: the cell's FlagGems needs it to be true")
 
 
 def _eager(args: Mapping[str, Argument], *, unsaid: bool = False) -> bool:

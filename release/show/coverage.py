@@ -31,7 +31,7 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
     for kind in found.kinds[:MOST]:
         longest.add_row(escape(kind.name[:60]), escape(kind.library), str(kind.launches), f"{kind.time / 1000:.1f}")
     if not calls:
-        return text(shares, RULES, libraries, longest, "No calls were recorded: the server had no plugin release-kernels.")
+        return text(shares, RULES, libraries, longest, "No calls were recorded: the server has no plugin release-kernels, or compiles its model.")
     switched = Table("ours or FlagGems", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
     _fill(switched, recorded(calls))
     counted = Table("recorded operator", "library", "calls", box=None, pad_edge=False, header_style="bold")

@@ -108,8 +108,7 @@ from release.kernels.interpreter import mend
 from release.kernels.plugin import over_aten
 
 mend()
-flaggems._stand_in()
-import flag_gems
+flag_gems = flaggems.library()
 from flag_gems.runtime.backend.device import DeviceDetector
 
 DeviceDetector().dispatch_key = "CPU"  # no other device is here
