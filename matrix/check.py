@@ -30,9 +30,7 @@ PLUGIN_CHIP: Final = "RELEASE_KERNELS_CHIP"
 SWITCHED_TO: Final = ("ours", "flaggems", "native")
 """What the plugin release-kernels reads: whose operators, and the chip that they run on."""
 EAGER: Final = "enforceeager"
-COMPILED: Final = (
-    "a model that is compiled calls few of ATen's operators, which FlagGems is to serve, and that its wrappers stand in a graph was never shown"
-)
+COMPILED: Final = "a model that is compiled calls few of ATen's operators, which FlagGems is to serve, and nobody showed its wrappers in a graph"
 EAGER_STEP: Final = "write serve.args: {enforce-eager: true}"
 MOST_DEVICES: Final = 16384
 """Devices beyond which an option is a slip."""

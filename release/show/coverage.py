@@ -14,6 +14,7 @@ from release.kernels.coverage import RULES, Coverage, Share, recorded
 from release.kernels.registry import beyond
 from release.show.text import as_document, text
 
+UNRECORDED: Final = "No calls were recorded: the server has no plugin release-kernels, or compiles its model."
 MOST: Final = 12
 """Kinds that a table shows; the others are in --json."""
 
@@ -31,7 +32,7 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
     for kind in found.kinds[:MOST]:
         longest.add_row(escape(kind.name[:60]), escape(kind.library), str(kind.launches), f"{kind.time / 1000:.1f}")
     if not calls:
-        return text(shares, RULES, libraries, longest, "No calls were recorded: the server has no plugin release-kernels, or compiles its model.")
+        return text(shares, RULES, libraries, longest, UNRECORDED)
     switched = Table("ours or FlagGems", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
     _fill(switched, recorded(calls))
     counted = Table("recorded operator", "library", "calls", box=None, pad_edge=False, header_style="bold")
