@@ -23,7 +23,7 @@ OF_HOST: Final = (
     (r"x509:", "give the host's engine the registry's certificate: /etc/docker/certs.d/HOST:PORT/ca.crt"),
     (
         r"HTTP response to HTTPS client",
-        "let the registry speak TLS, or name it under insecure-registries in the host's daemon.json",
+        "let the registry speak TLS, or let the host's engine do without: insecure-registries (docker), insecure (podman, registries.conf)",
     ),
     (r"no such host|server misbehaving", "name the registry in hosts.yaml as the host knows it"),
     (
@@ -39,6 +39,7 @@ OF_REGISTRY: Final = (
     (r"not found|unknown", "is {there} the same repository as {here}? if so, delete the tag {tag} there, and try again"),
 )
 """What engines say where the registry is at fault, and the next step: other hosts meet the same."""
+OTHER_ID: Final = "its engine must name images by the digests of their configs: turn containerd's image store off, where it is on"
 
 
 def stage(staging: Staging, layout: Layout, manifest: Descriptor, line: Line) -> None:
@@ -59,8 +60,8 @@ def stage(staging: Staging, layout: Layout, manifest: Descriptor, line: Line) ->
 def collect(staging: Staging, host: str, engine: Engine, manifest: Descriptor, image: str, line: Line) -> None:
     """Have the engine of a host pull a staged image by digest, with the login that is kept here for its registry and for no other.
 
-    Raises HostError where the host does not get at it, and StagingError where the registry is at fault, or where what the engine then holds
-    is not `image` (its id).
+    Raises HostError where the host does not get at it, or where what its engine then holds is not `image` (its id), and StagingError where
+    the registry is at fault.
     """
     there = Reference.parse(f"{staging.there}@{manifest.digest}")
     try:
@@ -70,7 +71,7 @@ def collect(staging: Staging, host: str, engine: Engine, manifest: Descriptor, i
     except ReleaseError as problem:
         raise refusal(staging, host, manifest, problem) from problem
     if held != image:
-        raise StagingError(f"{host} pulled {there} and holds {held}, not {image}", next_step=f"look at the engine of {host}")
+        raise HostError(f"{host} pulled {there} and holds {held}, not {image}", next_step=OTHER_ID)
 
 
 def _tag(manifest: Descriptor) -> str:
@@ -80,10 +81,10 @@ def _tag(manifest: Descriptor) -> str:
 def refusal(staging: Staging, host: str, manifest: Descriptor, problem: ReleaseError) -> HostError | StagingError:
     """Return the error for a pull that failed, with whoever is at fault by the engine's words."""
     told = problem.message.removeprefix(f"pulling {staging.there}@{manifest.digest}: ")
-    said = f"{host} cannot pull the image from {staging.there}: {told}"
     for pattern, step in OF_HOST:
         if re.search(pattern, problem.message):
-            return HostError(said, next_step=step)
+            return HostError(f"{host} cannot pull the image from {staging.there}: {told}", next_step=step)
+    said = f"the image cannot be pulled from {staging.there}: {told}"  # of no host: one cause, whoever met it
     words = {"host": Reference.parse(staging.there).host, "there": staging.there, "here": staging.here, "tag": _tag(manifest)}
     for pattern, step in OF_REGISTRY:
         if isinstance(problem, EngineError) and re.search(pattern, problem.message):
