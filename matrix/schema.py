@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from release.types import Benchmark, CellFile, Chip, Frozen, Model
+from release.types import Benchmark, CellFile, Chip, Frozen, Hosts, Model
 from release.types.policy import Attested, Policy
 
 FOLDER: Final = Path(__file__).parent / "schemas"
 KINDS: Final[dict[str, type[Frozen]]] = {"chip": Chip, "model": Model, "cell": CellFile, "benchmark": Benchmark}
-OTHERS: Final[dict[str, type[Frozen]]] = {"policy": Policy, "verdict": Attested}
+OTHERS: Final[dict[str, type[Frozen]]] = {"policy": Policy, "verdict": Attested, "hosts": Hosts}
+TITLES: Final = {"hosts": "the hosts of a user", **{name: f"a {name} of the matrix" for name in KINDS}}
 
 
 def schemas() -> dict[str, str]:
@@ -24,5 +25,4 @@ def schemas() -> dict[str, str]:
 
 def _schema(name: str, kind: type[Frozen]) -> dict[str, Any]:
     schema = kind.model_json_schema(by_alias=True)
-    title = f"a {name} of the matrix" if name in KINDS else f"a {name} of a release"
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": TITLES.get(name, f"a {name} of a release")}

@@ -25,6 +25,7 @@ def test_the_schema_that_lies_here_is_the_one_of_the_types(name: str) -> None:
         ("benchmark", "margin"),
         ("verdict", "record"),
         ("policy", "state"),
+        ("hosts", "registry"),
     ],
 )
 def test_a_schema_knows_the_keys_as_yaml_spells_them_and_no_others(name: str, key: str) -> None:
