@@ -25,4 +25,8 @@ def schemas() -> dict[str, str]:
 
 def _schema(name: str, kind: type[Frozen]) -> dict[str, Any]:
     schema = kind.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": TITLES.get(name, f"a {name} of a release")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": TITLES.get(name, f"a {name} of a release"),
+    }
