@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from release.build import Runner, carry, deliver, ends, push_release, suffices, target_of
+from release.build import Runner, carry, deliver, ends, push_release, refuse_taken, suffices, target_of
 from release.errors import ReleaseError, StageError, UsageError, VerdictError
 from release.grid import grid_for
 from release.house import House
@@ -137,6 +137,7 @@ class _Night:
     least: str
     dist: Path
     to: str | None
+    tag: str | None
     fates: dict[str, Fate] = field(default_factory=dict)
 
     def sift(self, cells: Sequence[str], until: str | None) -> list[str]:
@@ -166,7 +167,7 @@ class _Night:
             folder = deliver(self.house, tasks, cell, self.dist)
             record: JSON = json.loads((folder / "release.json").read_bytes())
             sound = suffices(record, self.least)
-            pushed = push_release(self.house, folder, target_of(cell, self.to, None)) if self.to and sound else None
+            pushed = push_release(self.house, folder, target_of(cell, self.to, self.tag)) if self.to and sound else None
         except ReleaseError as problem:
             return Fate(cell, FAILED, "publish", problem.message, error=type(problem).__name__, detail=problem.next_step)
         return Fate(cell, str(record["state"]), folder=folder, record=record, pushed=pushed)
@@ -198,20 +199,23 @@ def build_all(
     limits: Limits,
     dist: Path = Path("dist"),
     to: str | None = None,
+    tag: str | None = None,
     least: str = "built",
     keep_going: bool = True,
     session: Session | None = None,
     runner: Runner = Run,
 ) -> Batch:
-    """Build all `cells` as one graph, up to `until`; lay out each that is finished under `dist`, and push it to the registry `to`.
+    """Build all `cells` as one graph, up to `until`; lay out each that is finished under `dist`, and push it to the registry `to`, as `tag`.
 
     With `keep_going` a failure costs only the cells that stand on it; else nothing new starts after the first, and it is in the fates.
     A cell whose plan is refused is not built. Ctrl-C leaves nothing behind; the next run goes on. `runner` is as in `build`.
     """
     began = time.monotonic()
-    night = _Night(house, least, dist, to)
+    night = _Night(house, least, dist, to, tag)
     kept = night.sift(cells, until)
     tasks = house.graph_of(kept, until)
+    if to and until in (None, "publish"):
+        refuse_taken(house, tasks, {cell: target_of(cell, to, tag) for cell in kept})
     wanted = ends(tasks, kept, until)
     with house.store.in_use():  # until all is laid out: nobody clears up what was found or made
         looked_at = missing(tasks, wanted, house.store)

@@ -9,8 +9,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,7 +19,7 @@ from release.errors import PatchError, StageError, UsageError, VerdictError
 from release.house import House
 from release.matrix.load import Matrix, split
 from release.oci import link_or_copy, sha256_file
-from release.pipeline import Graph, Run, Task
+from release.pipeline import Graph, Run, Task, is_had
 from release.progress import Progress, progress_for
 from release.schedule import Ledger, Limits, carry_out, unit
 from release.session import Session
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 DELIVERED: Final = ("render", "card")
 """Stages whose files are laid out beside the published artifact."""
+PRECISION: Final = "{precision}"
+"""What stands in a tag for a cell's precision, and -variant; alone it is the tag that a release gets by itself."""
+SHOWN: Final = 5
+"""References that an error names."""
 Runner: TypeAlias = Callable[[Graph, Matrix, Store, Session, Progress], Run]
 """What makes the run of a build, and so says on which machines its stages work."""
 SMALL: Final = 1 << 20
@@ -87,6 +92,8 @@ def build(
     target = target_of(cell, to, tag) if to else None
     if target and (cell, "publish") not in tasks.of:
         raise UsageError("nothing can be pushed before the stage publish", next_step="leave out --until, or --to")
+    if target:
+        refuse_taken(house, tasks, {cell: target})
     session = Session(
         house.engine_kind, use_build_cache=use_build_cache, patch_key=patch_key, offline=offline, hosts=house.hosts()
     )
@@ -263,11 +270,46 @@ def layout_of(cell: str, dist: Path) -> Path:
 
 
 def target_of(cell: str, to: str, tag: str | None) -> Reference:
-    """Return where in the registry `to` (HOST/NAMESPACE) a cell is pushed. Raises UsageError for what is no reference."""
+    """Return where in the registry `to` (HOST/NAMESPACE) a cell is pushed; `{precision}` in `tag` is its precision, and -variant.
+
+    Raises UsageError for what is no reference.
+    """
     from release.publish.reference import Reference
 
     chip, model, arm = split(cell)
-    return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{tag or tag_of(arm)}")
+    return Reference.parse(f"{to.rstrip('/')}/{chip}/{model}:{(tag or PRECISION).replace(PRECISION, tag_of(arm))}")
+
+
+def refuse_taken(house: House, tasks: Graph, targets: Mapping[str, Reference]) -> None:
+    """Ask what the tags of cells are before hours go into what could not be pushed. Raises UsageError if one is another release already, or is
+    that of two cells.
+
+    What the store has no result of is another release: it is measured anew, and its record says when.
+    """
+    from release.publish.distribution import Registry
+
+    if len(set(targets.values())) < len(targets):
+        raise UsageError(
+            "cells of one model would have one tag", next_step=f"let it name each of them: {PRECISION} in it is the precision"
+        )
+    taken = []
+    with house.store.in_use():
+        for cell, target in targets.items():
+            task = tasks.task(cell, "publish")
+            found = Registry.at(target).digest_of(target.tag)
+            if found is not None and not (is_had(house.store, task) and _published(house.store.get(task.key)) == found):
+                taken.append(str(target))
+    if taken:
+        more = f" and {len(taken) - SHOWN} more" if len(taken) > SHOWN else ""
+        raise UsageError(
+            f"another release is published already as {', '.join(taken[:SHOWN])}{more}: a published tag never moves",
+            next_step=f"give each build a tag of its own, as --tag '{PRECISION}-{date.today():%Y%m%d}'",
+        )
+
+
+def _published(folder: Path) -> str:
+    """Return the digest of the index that the stage publish has put into `folder`."""
+    return str(json.loads((folder / "publish.json").read_bytes())["index"]["digest"])
 
 
 def push_release(house: House, folder: Path, target: Reference) -> str:

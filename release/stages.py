@@ -146,9 +146,13 @@ def reads_image(plan: Plan, matrix: Matrix) -> JSON:
 
 
 def card(work: Work) -> str:
-    """Write the record, with the verdicts as the waivers leave them, and the card in both languages from the record."""
+    """Write the record, with the verdicts as the waivers leave them, and the card in both languages from the record.
+
+    Pictures are drawn where the extra for it is installed. It is no input: a release is not another one where it is missing, and a validated
+    cell would be stale on the next machine.
+    """
     from release.publish.card import render_card
-    from release.publish.pictures import draw, facts_of, pictures_of
+    from release.publish.pictures import draw, facts_of, pictures_of, renderer
     from release.publish.record import CARDS, assemble, verdicts_of
 
     verdicts, waivers = verdicts_of(work), list[JSON]()
@@ -157,7 +161,7 @@ def card(work: Work) -> str:
 
         verdicts, waivers = settle(verdicts, work.reads["waivers"], date.fromisoformat(work.reads["day"]))
     record = assemble(work, verdicts, waivers)
-    pictures = pictures_of(record) if work.reads["pictures"] else {}
+    pictures = pictures_of(record) if renderer() else {}
     for name, svg in draw(pictures).items() if pictures else ():
         path = work.out / "pictures" / f"{name}.svg"
         path.parent.mkdir(exist_ok=True)
@@ -170,10 +174,8 @@ def card(work: Work) -> str:
 
 
 def reads_card(plan: Plan, matrix: Matrix) -> JSON:
-    """The whole plan with what the rules say of it and what a device holds, the card's templates and what draws its pictures (nothing
-    without the extra for it), and with waivers the day."""
+    """The whole plan with what the rules say of it and what a device holds, the card's templates, and with waivers the day."""
     from release.publish.card import PARTS, TEMPLATES
-    from release.publish.pictures import renderer
     from release.templates.render import sources
 
     templates = sources(*TEMPLATES.values(), PARTS)
@@ -182,7 +184,6 @@ def reads_card(plan: Plan, matrix: Matrix) -> JSON:
         "concerns": [dump(concern) for concern in concerns(plan)],
         "memory": memory_of(plan, plan.parallel).facts if plan.parallel and plan.device else None,
         "templates": {name: digest(text) for name, text in templates.items()},
-        "pictures": renderer(),
         "waivers": [dump(waiver) for waiver in plan.waivers],
         **({"day": date.today().isoformat()} if plan.waivers else {}),
     }

@@ -171,7 +171,9 @@ def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
     "--dist", type=click.Path(path_type=Path), default=Path("dist"), show_default=True, help="Where the release is laid out."
 )
 @click.option("--to", metavar="HOST/NAMESPACE", help="Push the release into this registry as well.")
-@click.option("--tag", help="The tag in that registry [default: the precision, and -variant]; a published tag never moves.")
+@click.option(
+    "--tag", help="The tag in that registry; {precision} in it is the precision, and -variant [default: that]. It never moves."
+)
 @click.option(
     "--require",
     type=click.Choice(["built", "validated"]),
@@ -211,14 +213,14 @@ def build(
 
     With --all or --select, many cells at once: what they share is done once, and each failure is told once.
     """
+    if tag is not None and to is None:
+        raise UsageError("--tag is the tag in a registry: which one?", next_step="give --to HOST/NAMESPACE as well")
     house = remote_house(house_of(context), remote_store, remote_trust, read_only=remote_read_only)
     many = everything or bool(patterns)
-    if many and tag is not None:
-        raise UsageError("--tag is for one cell", next_step="leave it out: each cell has its own")
     if not many and (chip is None or model is None):
         raise UsageError("say what to build: --chip and --model, --select PATTERN, or --all")
     with cluster_for(executor, address, jobs) as cluster:
-        how: dict[str, Any] = {"until": until, "dist": dist, "to": to, "least": require, "runner": _runner(cluster)}
+        how: dict[str, Any] = {"until": until, "dist": dist, "to": to, "tag": tag, "least": require, "runner": _runner(cluster)}
         slots = jobs or (cluster.slots if cluster else None)
         outcome: Outcome | Batch
         if many:
@@ -239,7 +241,7 @@ def build(
             from release.show.outcome import outcome as outcome_text
 
             cell = house.cell(str(chip), str(model), precision)
-            outcome = one = run(house, cell, jobs=slots, use_build_cache=not no_build_cache, tag=tag, **how)
+            outcome = one = run(house, cell, jobs=slots, use_build_cache=not no_build_cache, **how)
             click.echo(outcome_text(one, as_json=as_json))
         outcome.require(require)
 
