@@ -101,6 +101,12 @@ def bisect(context: click.Context, cell: str, good: str, bad: str, require: str,
     "--require", type=click.Choice(["built", "validated"]), default="built", show_default=True, help="The least that passes."
 )
 @click.option("--image", default="", help="The container to run in, with `release` installed: for argo, and gitlab if you like.")
+@click.option(
+    "--remote-store",
+    envvar="RELEASE_REMOTE_STORE",
+    metavar="URL",
+    help="Where jobs share finished stages: oci://HOST/NAMESPACE/NAME or file:///FOLDER.",
+)
 @click.pass_context
 def export(
     context: click.Context,
@@ -112,13 +118,16 @@ def export(
     to: str | None,
     require: str,
     image: str,
+    remote_store: str | None,
 ) -> None:
-    """Print a pipeline for a CI: a job that prepares each chip's images, then a job a cell, after what it is compared with.
+    """Print a pipeline for a CI: a job a cell, after what it is compared with. Its commands run at the root of the repository.
 
-    Cells whose plans the rules refuse, and those that are compared with one, are left out, and told on stderr.
+    Cells whose plans the rules refuse, and those that are compared with one, are left out, and told on stderr. Without --remote-store each
+    job builds what it needs by itself, as far as its machine does not have it.
     """
     from release.batch import select
     from release.errors import ReleaseError, UsageError
+    from release.export import Wanted
     from release.export import export as written
 
     if not (everything or patterns or chip or model):
@@ -132,4 +141,23 @@ def export(
             click.echo(f"left out: {problem}", err=True)
     if not kept:
         raise UsageError("no cell is left: the rules refuse all of them", next_step="`release plan --all` says why")
-    click.echo(written(kind, house, kept, to=to, least=require, image=image), nl=False)
+    click.echo(written(kind, house, kept, Wanted(to, require, image, remote_store, _passed_on(context))), nl=False)
+
+
+def _passed_on(context: click.Context) -> tuple[str, ...]:
+    """Return the global options of this command line that the commands of a CI need, too. Raises UsageError for a path outside of here."""
+    from release.errors import UsageError
+
+    said = context.find_root().params
+    words = [word for engine in filter(None, [said["engine"]]) for word in ("--engine", engine)]
+    for name, path in (
+        *(("matrix", path) for path in said["matrix"]),
+        *(("hosts", path) for path in filter(None, [said["hosts"]])),
+    ):
+        try:
+            words += [f"--{name}", path.resolve().relative_to(Path.cwd()).as_posix()]
+        except ValueError:
+            raise UsageError(
+                f"--{name} {path} lies outside of this folder: no checkout has it", next_step="say it at the repository's root"
+            ) from None
+    return tuple(words)
