@@ -97,9 +97,9 @@ def lines_of(
                 yield {"result": {**skipped(operator, dtype, why), "case": spelled(sizes)}}
                 continue
             yield {"begun": [operator.name, spelled(sizes), dtype]}
-            asked = [*contenders(operator, NATIVE[operator.name], theirs), *(tries(operator) if trying else ())]
-            where = {"case": spelled(sizes), "rows": sizes.get("rows")}
-            yield {"result": {**label(operator, dtype), **where, **case(operator, sizes, dtype, asked, clock)}}
+            asked = contenders(operator, NATIVE[operator.name], theirs)
+            found = case(operator, sizes, dtype, asked, clock, trying=trying)
+            yield {"result": {**label(operator, dtype), "case": spelled(sizes), **found}}
     if not set(operator.dtypes) & set(dtypes) and len(operator.dtypes) > 1:
         yield {"result": skipped(operator, "", f"it does not compute in {', '.join(dtypes)}")}
 
@@ -119,8 +119,10 @@ def skipped(operator: Operator, dtype: str, why: str) -> dict[str, Any]:
     return {**label(operator, dtype), "case": "", "contenders": [], "why": why}
 
 
-def case(operator: Operator, sizes: Mapping[str, int], dtype: str, asked: Sequence[Contender], clock: Clock) -> dict[str, Any]:
-    """Return what one case comes to: bytes, operations, the dtype it multiplies in, and the seconds of each contender."""
+def case(
+    operator: Operator, sizes: Mapping[str, int], dtype: str, asked: Sequence[Contender], clock: Clock, *, trying: bool = False
+) -> dict[str, Any]:
+    """Return what one case comes to: bytes, operations, rows and dtype that it multiplies, and the seconds of each contender."""
     import torch
 
     from .cases import generator
@@ -131,7 +133,14 @@ def case(operator: Operator, sizes: Mapping[str, int], dtype: str, asked: Sequen
         clock.settle()
         return {"contenders": [], "why": "there is not memory enough for its inputs"}
     multiplied = inputs["a"].dtype if "a" in inputs else getattr(torch, dtype)
-    found = {"computes": str(multiplied).removeprefix("torch."), "moved": operator.moved(inputs), "flops": operator.flops(inputs)}
+    rows = inputs.get("pairs", sizes.get("rows", 0))
+    asked = [*asked, *(tries(operator, rows, multiplied) if trying else ())]
+    found = {
+        "computes": str(multiplied).removeprefix("torch."),
+        "rows": rows,
+        "moved": operator.moved(inputs),
+        "flops": operator.flops(inputs),
+    }
     return {**found, **measure(operator, inputs, asked, clock)}
 
 
@@ -157,9 +166,9 @@ def contenders(operator: Operator, native: Native, theirs: Mapping[str, Binding]
     return [replace(contender, ties=native.ties) for contender in found]
 
 
-def tries(operator: Operator) -> list[Contender]:
-    """Return ours with each other configuration worth trying, named by what differs from the one that holds."""
-    now, *others = candidates(operator.name)
+def tries(operator: Operator, rows: int, dtype: object) -> list[Contender]:
+    """Return ours with each other configuration worth trying for so many rows, named by what differs from the one that holds."""
+    now, *others = candidates(operator.name, rows=rows, dtype=dtype)
     found = []
     for other in others:
         name = " ".join((OURS, *(f"{key}={value}" for key, value in other.items() if value != now[key])))

@@ -35,6 +35,7 @@ def release_add_rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    value = tl.zeros([ROWS, COLUMNS], tl.float32)  # known before the loop, or Triton's compiler forgets it behind it
     for start in range(0, width, COLUMNS):
         mask = (row < rows) & (start + column < width)
         place = residual + row * residual_stride + start + column
@@ -65,7 +66,7 @@ def launch(
     """
     if weight.shape != x.shape[-1:] or not weight.is_contiguous() or residual.shape != x.shape:
         raise ValueError(f"x {tuple(x.shape)}, residual {tuple(residual.shape)} and weight {tuple(weight.shape)} do not fit")
-    cut = configured("add-rms-norm", configuration)
+    cut = configured("add-rms-norm", configuration, rows=x.shape[:-1].numel(), dtype=x.dtype)
     rows, stream, out = rows_of(x, "x"), rows_of(residual, "residual"), torch.empty_like(x)
     flat = rows_of(out, "out")
     tile, columns = tile_of(rows.shape[1], cut)

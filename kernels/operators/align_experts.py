@@ -84,7 +84,7 @@ def launch(
     """
     if chosen.dim() != 2 or not chosen.is_contiguous() or experts < 1 or size < 1:
         raise ValueError(f"nothing to order in {tuple(chosen.shape)}, strides {chosen.stride()}, for blocks of {size}")
-    cut = configured("align-experts", configuration)
+    cut = configured("align-experts", configuration, rows=len(chosen), dtype=None)
     pairs, device = chosen.numel(), chosen.device
     blocks = triton.cdiv(pairs + min(pairs, experts + 1) * (size - 1), size)
     order = torch.full((blocks * size,), pairs, dtype=torch.int32, device=device)

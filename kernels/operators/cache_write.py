@@ -91,7 +91,7 @@ def launch(
         or (narrow and (key_scale is None or value_scale is None))
     ):
         raise ValueError(f"tokens of {tuple(key.shape)} and scales do not fit a cache of {tuple(key_cache.shape)}")
-    cut = configured("cache-write", configuration)
+    cut = configured("cache-write", configuration, rows=tokens, dtype=key.dtype)
     block = min(cut["channels"], triton.next_power_of_2(heads * size))
     if tokens:
         release_cache_write_kernel[(tokens, triton.cdiv(heads * size, block))](

@@ -89,7 +89,7 @@ def launch(
     """
     if a.dim() != 2 or w.dim() != 3 or a.shape[1] != w.shape[2] or a.dtype != w.dtype or a.shape[0] * share != pairs:
         raise ValueError(f"no product of {tuple(a.shape)} {a.dtype} and {tuple(w.shape)} {w.dtype} for {pairs} pairs")
-    cut = configured("expert-matmul", configuration)
+    cut = configured("expert-matmul", configuration, rows=pairs, dtype=a.dtype)
     columns, depth = w.shape[1:]
     out = torch.empty((pairs, columns), dtype=a.dtype, device=a.device)
     if out.numel():

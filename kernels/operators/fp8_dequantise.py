@@ -55,7 +55,7 @@ def launch(w: torch.Tensor, scale: torch.Tensor, *, configuration: Mapping[str, 
         raise ValueError(f"no FP8 weight: {tuple(w.shape)} {w.dtype}")
     if scale.shape != (triton.cdiv(w.shape[0], BLOCK), triton.cdiv(w.shape[1], BLOCK)):
         raise ValueError(f"scales of shape {tuple(scale.shape)} do not fit a weight of {tuple(w.shape)}")
-    cut = configured("fp8-dequantise", configuration)
+    cut = configured("fp8-dequantise", configuration, rows=len(w), dtype=w.dtype)
     out = torch.empty(w.shape, dtype=torch.bfloat16, device=w.device)
     if out.numel():
         release_fp8_dequantise_kernel[(triton.cdiv(w.shape[0], cut["rows"]), triton.cdiv(w.shape[1], cut["columns"]))](

@@ -90,7 +90,7 @@ def launch(
     groups = triton.cdiv(depth, BLOCK)
     if a_scale.shape != (rows, groups) or w_scale.shape != (triton.cdiv(columns, BLOCK), groups):
         raise ValueError(f"scales of {tuple(a_scale.shape)} and {tuple(w_scale.shape)} do not fit")
-    cut = configured("fp8-matmul", configuration)
+    cut = configured("fp8-matmul", configuration, rows=rows, dtype=a.dtype)
     out = torch.empty((rows, columns), dtype=dtype, device=a.device)
     if out.numel():
         left, right = (x.view(torch.uint8) if cut["bits"] else x for x in (a, w))

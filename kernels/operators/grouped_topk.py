@@ -98,7 +98,7 @@ def launch(
         raise ValueError(f"{experts} experts make no {groups} groups of which {kept} are kept")
     if not 1 <= best <= experts // groups * kept or correction.shape != (experts,) or not correction.is_contiguous():
         raise ValueError(f"no {best} of {experts} experts with a correction of {tuple(correction.shape)}")
-    cut = configured("grouped-topk", configuration)
+    cut = configured("grouped-topk", configuration, rows=tokens, dtype=logits.dtype)
     weights = torch.empty((tokens, best), dtype=torch.float32, device=logits.device)
     chosen = torch.empty((tokens, best), dtype=torch.int32, device=logits.device)
     if tokens:

@@ -39,6 +39,7 @@ def release_int8_quantise_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     most = tl.zeros([ROWS, 1], tl.float32)
+    value = tl.zeros([ROWS, COLUMNS], tl.float32)  # known before the loop, or Triton's compiler forgets it behind it
     for start in range(0, width, COLUMNS):
         mask = (row < rows) & (start + column < width)
         value = tl.load(x + row * x_stride + start + column, mask=mask, other=0.0).to(tl.float32)
@@ -58,7 +59,7 @@ def launch(x: torch.Tensor, *, name: str, configuration: Mapping[str, int] | Non
 
     What becomes of NaN and infinities is not defined.
     """
-    cut = configured(name, configuration)
+    cut = configured(name, configuration, rows=x.shape[:-1].numel(), dtype=x.dtype)
     rows, out = rows_of(x, "x"), torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     flat, scales = rows_of(out, "out"), rows_of(scale, "scale")

@@ -97,7 +97,7 @@ def launch(
     rope = rotated.shape[2]
     if cache.shape[2] != latent + rope or cache.stride(2) != 1 or query.stride(2) != 1 or rotated.stride(2) != 1:
         raise ValueError(f"queries of {latent} + {rope} do not fit a cache of {tuple(cache.shape)}")
-    cut = configured("latent-attention", configuration)
+    cut = configured("latent-attention", configuration, rows=sequences, dtype=query.dtype)
     out = torch.empty((sequences, heads, latent), dtype=query.dtype, device=query.device)
     if out.numel():
         release_latent_attention_kernel[(sequences, triton.cdiv(heads, cut["heads"]))](

@@ -58,7 +58,7 @@ def launch(a: torch.Tensor, b: torch.Tensor, *, configuration: Mapping[str, int]
     """Return a [rows, depth] @ b [depth, columns] in a's dtype, summed in float32. Any strides; a projection passes `weight.t()`."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or a.dtype != b.dtype:
         raise ValueError(f"no product of {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}")
-    cut = configured("matmul", configuration)
+    cut = configured("matmul", configuration, rows=len(a), dtype=a.dtype)
     (rows, depth), columns = a.shape, b.shape[1]
     out = torch.empty((rows, columns), dtype=a.dtype, device=a.device)
     if out.numel():

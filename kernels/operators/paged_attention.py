@@ -99,7 +99,7 @@ def launch(
         raise ValueError(f"a query of {tuple(query.shape)} does not fit caches of {tuple(key_cache.shape)}")
     if narrow != (key_scale is not None and value_scale is not None) or (not narrow and key_cache.dtype != query.dtype):
         raise ValueError(f"a cache of {key_cache.dtype} for queries of {query.dtype}, scales or none")
-    cut = configured("paged-attention", configuration)
+    cut = configured("paged-attention", configuration, rows=sequences, dtype=query.dtype)
     out = torch.empty((sequences, heads, size), dtype=query.dtype, device=query.device)
     if out.numel():
         release_paged_attention_kernel[(sequences, groups)](

@@ -109,7 +109,7 @@ def launch(
         raise ValueError(f"query, key and value of {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)} do not fit")
     if key_cache is not None and (value_cache is None or key_cache.stride() != value_cache.stride() or key_cache.stride(3) != 1):
         raise ValueError("both caches need the same strides")
-    cut = configured("prefill-attention", configuration)
+    cut = configured("prefill-attention", configuration, rows=tokens, dtype=query.dtype)
     out = torch.empty((tokens, heads, slim), dtype=query.dtype, device=query.device)
     if out.numel():
         release_prefill_attention_kernel[(triton.cdiv(longest, cut["queries"]), heads, len(starts) - 1)](

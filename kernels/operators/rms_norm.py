@@ -38,6 +38,7 @@ def release_rms_norm_kernel(
     out += row // out_heads * out_stride + row % out_heads * out_head_stride
     column = tl.arange(0, COLUMNS)[None, :]
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    value = tl.zeros([ROWS, COLUMNS], tl.float32)  # known before the loop, or Triton's compiler forgets it behind it
     for start in range(0, width, COLUMNS):
         mask = (row < rows) & (start + column < width)
         value = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
@@ -57,9 +58,9 @@ def launch(
     """Return the norm of x [..., width] with weight [width], in x's dtype. Of three dimensions the first two may have any strides."""
     if weight.shape != x.shape[-1:] or not weight.is_contiguous():
         raise ValueError(f"weight of shape {tuple(weight.shape)} does not fit rows of {x.shape[-1]}, or is not contiguous")
-    cut = configured("rms-norm", configuration)
     width, out = x.shape[-1], torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, *lie = heads_of(x, "x")
+    cut = configured("rms-norm", configuration, rows=rows, dtype=x.dtype)
     tile, columns = tile_of(width, cut)
     if x.numel():
         release_rms_norm_kernel[(triton.cdiv(rows, tile),)](

@@ -86,7 +86,7 @@ def launch(
         raise ValueError(f"query {tuple(query.shape)}, key {tuple(key.shape)} and a table of {rotary} do not fit")
     if query.stride(2) != 1 or key.stride(2) != 1 or table.stride(1) != 1 or not positions.is_contiguous():
         raise ValueError("dimensions of a head, of the table, or positions are not contiguous")
-    cut = configured("rotary", configuration)
+    cut = configured("rotary", configuration, rows=len(positions), dtype=query.dtype)
     heads, kv_heads, block = query.shape[1], key.shape[1], cut["heads"]
     if query.numel():
         release_rotary_kernel[(len(positions), triton.cdiv(heads, block) + triton.cdiv(kv_heads, block))](

@@ -29,7 +29,7 @@ def launch(x: torch.Tensor, *, configuration: Mapping[str, int] | None = None) -
     """Return silu(x[..., :width]) · x[..., width:] of x [..., 2 · width]."""
     if x.shape[-1] % 2:
         raise ValueError(f"rows of {x.shape[-1]} have no two halves")
-    cut = configured("silu-mul", configuration)
+    cut = configured("silu-mul", configuration, rows=x.shape[:-1].numel(), dtype=x.dtype)
     width = x.shape[-1] // 2
     rows, out = rows_of(x, "x"), torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
     flat = rows_of(out, "out")

@@ -43,7 +43,7 @@ def release_softmax_kernel(
 
 def launch(x: torch.Tensor, *, log: bool, configuration: Mapping[str, int] | None = None) -> torch.Tensor:
     """Return the softmax of the rows of x [..., width], or its logarithm, in x's dtype; a row of −∞ alone gives NaN, as in torch."""
-    cut = configured("log-softmax" if log else "softmax", configuration)
+    cut = configured("log-softmax" if log else "softmax", configuration, rows=x.shape[:-1].numel(), dtype=x.dtype)
     rows, out = rows_of(x, "x"), torch.empty_like(x)
     flat = rows_of(out, "out")
     tile, columns = tile_of(rows.shape[1], cut)

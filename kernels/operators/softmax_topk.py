@@ -67,7 +67,7 @@ def launch(
     tokens, experts = logits.shape
     if not 1 <= best <= experts:
         raise ValueError(f"no {best} of {experts} experts")
-    cut = configured("softmax-topk", configuration)
+    cut = configured("softmax-topk", configuration, rows=tokens, dtype=logits.dtype)
     weights = torch.empty((tokens, best), dtype=torch.float32, device=logits.device)
     chosen = torch.empty((tokens, best), dtype=torch.int32, device=logits.device)
     if tokens:

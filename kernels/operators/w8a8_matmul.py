@@ -87,7 +87,7 @@ def launch(
         raise ValueError(f"sums of {depth} products may leave int32: {DEEPEST} at most")
     if (a_scale.numel(), w_scale.numel()) != (rows, columns) or (bias is not None and bias.shape != (columns,)):
         raise ValueError("scales or bias do not fit")
-    cut = configured("w8a8-matmul", configuration)
+    cut = configured("w8a8-matmul", configuration, rows=rows, dtype=a.dtype)
     out = torch.empty((rows, columns), dtype=dtype, device=a.device)
     if out.numel():
         grid = (triton.cdiv(rows, cut["rows"]) * triton.cdiv(columns, cut["columns"]),)

@@ -234,7 +234,7 @@ found["lines"] = [
 """
 
 MOVED: Final = """
-found["tries"] = [one.name for one in bench.tries(OPERATORS["silu-mul"])]
+found["tries"] = [one.name for one in bench.tries(OPERATORS["silu-mul"], 8, torch.float32)]
 facts = Facts(**dict.fromkeys(("model", "layers", "hidden", "intermediate", "vocabulary", "context", "heads", "kv_heads", "head_dim"), 8))
 without = [OPERATORS["softmax-topk"], replace(OPERATORS["cache-write"], dtypes=("float32", "bfloat16"))]
 lines = [line for one in without for line in bench.lines_of(one, facts, ["float16"], HostClock(), "none", trying=False)]

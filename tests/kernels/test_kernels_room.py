@@ -46,23 +46,69 @@ def test_the_room_works_under_another_name_with_nothing_of_ours(tmp_path: Path) 
     assert int(alone(tmp_path, program, TRITON_INTERPRET="1")) > 0
 
 
-def test_a_chip_has_its_own_configuration_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    data: dict[str, Any] = {
-        "a": {"default": {"tile": 1, "num_warps": 4}, "chips": {"x": {"tile": 2}}, "trying": [{"tile": 2}, {"tile": 3}]}
-    }
-    monkeypatch.setattr("release.kernels.configurations.table", lambda: data)
-    assert configuration("a") == {"tile": 1, "num_warps": 4}
-    monkeypatch.setenv("RELEASE_KERNELS_CHIP", "x")
-    assert configuration("a") == {"tile": 2, "num_warps": 4}
-    assert configuration("a", {"num_warps": 8}) == {"tile": 2, "num_warps": 8}
-    assert candidates("a") == [{"tile": 2, "num_warps": 4}, {"tile": 3, "num_warps": 4}]
+DATA: Final[dict[str, Any]] = {
+    "a": {
+        "default": {"tile": 1, "num_warps": 4},
+        "on": {
+            "x": [{"cut": {"tile": 2}, "tuned": None}],
+            "cuda-90": [
+                {"rows": 16, "dtypes": ["int8"], "cut": {"tile": 3}, "tuned": None},
+                {"rows": 16, "cut": {"tile": 4}, "tuned": None},
+                {"rows": 64, "cut": {"num_warps": 8}, "tuned": None},
+            ],
+            "*": [{"rows": 16, "cut": {"tile": 5}, "tuned": None}],
+        },
+        "trying": [{"tile": 2}, {"tile": 3}, {"tile": 2}],
+    },
+    "b": {"default": {"tile": 7}},
+}
 
 
-def test_every_configuration_tried_has_the_names_of_the_default() -> None:
+@pytest.mark.parametrize(
+    ("chip", "architecture", "rows", "dtype", "cut"),
+    [
+        ("", "", 16, "float32", {"tile": 5, "num_warps": 4}),
+        ("", "", 17, "float32", {"tile": 1, "num_warps": 4}),
+        ("", "hip-gfx942", 1, "float32", {"tile": 5, "num_warps": 4}),
+        ("", "cuda-90", 16, "torch.int8", {"tile": 3, "num_warps": 4}),
+        ("", "cuda-90", 16, "torch.bfloat16", {"tile": 4, "num_warps": 4}),
+        ("", "cuda-90", 17, "torch.int8", {"tile": 1, "num_warps": 8}),
+        ("", "cuda-90", 65, "torch.int8", {"tile": 1, "num_warps": 4}),  # an architecture has all or nothing: no entry of `*`
+        ("x", "cuda-90", 1, "torch.int8", {"tile": 2, "num_warps": 4}),
+        ("y", "cuda-90", 1, "torch.int8", {"tile": 3, "num_warps": 4}),
+    ],
+)
+def test_the_first_configuration_holds_that_fits_of_the_chip_or_else_its_architecture_or_else_anywhere(
+    monkeypatch: pytest.MonkeyPatch, chip: str, architecture: str, rows: int, dtype: str, cut: dict[str, int]
+) -> None:
+    monkeypatch.setattr("release.kernels.configurations.table", lambda: DATA)
+    monkeypatch.setattr("release.kernels.configurations.architecture", lambda: architecture)
+    monkeypatch.setenv("RELEASE_KERNELS_CHIP", chip)
+    assert configuration("a", rows=rows, dtype=dtype) == cut
+    assert configuration("a", {"num_warps": 16}, rows=rows, dtype=dtype) == {**cut, "num_warps": 16}
+    assert configuration("b", rows=rows, dtype=dtype) == {"tile": 7}
+
+
+def test_what_is_tried_is_laid_over_what_holds_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("release.kernels.configurations.table", lambda: DATA)
+    monkeypatch.setattr("release.kernels.configurations.architecture", lambda: "cuda-90")
+    assert candidates("a", rows=1, dtype="int8") == [{"tile": 3, "num_warps": 4}, {"tile": 2, "num_warps": 4}]
+
+
+def test_every_configuration_has_the_names_of_the_default_and_says_whether_it_was_measured() -> None:
     for name, entry in table().items():
-        assert set(entry) <= {"default", "trying", "chips"}, name
-        for other in [*entry.get("trying", []), *entry.get("chips", {}).values()]:
+        assert set(entry) <= {"default", "trying", "on"}, name
+        placed = [one for place in entry.get("on", {}).values() for one in place]
+        assert all({"cut", "tuned"} <= set(one) <= {"cut", "tuned", "rows", "dtypes"} for one in placed), name
+        for other in [*entry.get("trying", []), *(one["cut"] for one in placed)]:
             assert set(other) <= set(entry["default"]), name
+
+
+def test_entries_of_a_place_go_from_few_rows_to_many_so_that_none_is_hidden() -> None:
+    for name, entry in table().items():
+        for place, entries in entry.get("on", {}).items():
+            most = [one.get("rows", 1 << 62) for one in entries if "dtypes" not in one]
+            assert most == sorted(set(most)), (name, place)
 
 
 PROBE: Final = """

@@ -29,7 +29,10 @@ PLANTED: Final = {
     "an offset of 32 bits": ("rms-norm", "rms_norm.py", "tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),
     "a kernel that ends the process": (
         *("add-rms-norm", "add_rms_norm.py"),
-        *('cut = configured("add-rms-norm", configuration)', "__import__('os').abort()"),
+        *(
+            'cut = configured("add-rms-norm", configuration, rows=x.shape[:-1].numel(), dtype=x.dtype)',
+            "__import__('os').abort()",
+        ),
     ),
 }
 """Of each error: the operator, its file, what stood there, and what stands there now."""
