@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from release.build import Runner, carry, deliver, ends, push_release, refuse_taken, suffices, target_of
-from release.errors import ReleaseError, StageError, UsageError, VerdictError
+from release.errors import MatrixError, ReleaseError, StageError, UsageError, VerdictError
+from release.failures import alike, failures_of
 from release.grid import grid_for
 from release.house import House
 from release.journal import Journal
@@ -27,9 +28,9 @@ CONNECTIONS: Final = 4
 """Stages that may draw from the network at once."""
 WRITERS: Final = 2
 """Stages that may write gigabytes at once."""
-REFUSED, FAILED, STANDING, DONE = "refused", "failed", "unreached", "done"
-"""What can become of a cell beside what a release can be: its plan cannot work, a stage of its own failed, one that it shares did, or
-all was done that was asked for."""
+REFUSED, FAILED, STANDING, LEFT, DONE = "refused", "failed", "unreached", "not started", "done"
+"""What can become of a cell beside what a release can be: its plan cannot work, a stage of its own failed, one that it shares did, the
+run was stopped before its turn came, or all was done that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,24 @@ class Fate:
     error: str = ""
     detail: str = ""
 
+    def told(self) -> JSON:
+        """Return it as a journal tells it, but for pins: verdicts that are not PASSED among it."""
+        verdicts = [verdict for verdict in (self.record or {}).get("verdicts", ()) if verdict["status"] != "PASSED"]
+        kept = ("name", "status", "measured", "wanted", "reason")
+        return {
+            **{name: getattr(self, name) for name in ("cell", "state", "stage", "reason", "key", "error", "detail")},
+            "verdicts": [{name: verdict[name] for name in kept} for verdict in verdicts],
+        }
+
 
 @dataclass(frozen=True)
 class Cause:
-    """One reason over all cells that it stopped: the failed stage, as the first of them met it."""
+    """One reason over all cells that it stopped: the failed stage, as the first of them met it, and what it said besides."""
 
     stage: str
     reason: str
     cells: tuple[str, ...]
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,19 +83,22 @@ class Batch:
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """The failures, each once with all cells that it stopped, widest first. Equal words of one stage are one cause."""
-        found: dict[tuple[str, str], list[str]] = {}
+        """The failures, each once with all cells that it stopped, widest first: what is alike by its evidence is one cause."""
+        found: dict[tuple[str, ...], list[Fate]] = {}
         for fate in self.fates:
             if fate.reason:
-                found.setdefault((fate.stage, fate.reason), []).append(fate.cell)
-        causes = (Cause(stage, reason, tuple(cells)) for (stage, reason), cells in found.items())
+                evidence = [failure.cause for failure in failures_of(fate.told())]
+                found.setdefault((fate.stage, alike(fate.reason), *evidence), []).append(fate)
+        causes = (Cause(met[0].stage, met[0].reason, tuple(fate.cell for fate in met), met[0].detail) for met in found.values())
         return tuple(sorted(causes, key=lambda cause: -len(cause.cells)))
 
     def require(self, least: str) -> None:
-        """Raise StageError if a stage failed, VerdictError if a release is not at least `built` or `validated`."""
+        """Raise StageError if a stage failed, VerdictError if a release is not at least `built` or `validated`, MatrixError if a plan was
+        refused.
+        """
         broken = [fate for fate in self.fates if fate.state in (FAILED, STANDING)]
         if broken:
-            count = len({(fate.stage, fate.reason) for fate in broken})
+            count = sum(1 for cause in self.causes if cause.stage != "plan")
             raise StageError(
                 f"{len(broken)} of {len(self.fates)} cells could not be built, for {count} {'reason' if count == 1 else 'reasons'}",
                 next_step="mend the causes above and run it again: what was finished is kept",
@@ -92,6 +106,11 @@ class Batch:
         short = [fate.cell for fate in self.fates if fate.record is not None and not suffices(fate.record, least)]
         if short:
             raise VerdictError(f"not {least}: {', '.join(short)}", next_step="their evidence lies in their folders' evidence/")
+        refused = [fate.cell for fate in self.fates if fate.state == REFUSED]
+        if refused:
+            raise MatrixError(
+                f"the rules refuse {', '.join(refused)}", next_step="mend these cells, or leave them out with --select"
+            )
 
 
 def select(house: House, patterns: Iterable[str], fixed: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -151,16 +170,23 @@ class _Night:
                 self.fates[cell] = Fate(cell, REFUSED, "plan", problem.message.removeprefix(f"{cell}: "))
         return kept
 
-    def judge(self, cell: str, tasks: Graph, ledger: Ledger, until: str | None) -> Fate:
-        """Return what became of a cell; lay it out and push it if it was finished."""
+    def stopped(self, cell: str, tasks: Graph, ledger: Ledger) -> Fate | None:
+        """Return by which failed stage a cell was stopped; None for one that was not."""
         keys = [key for (owner, _), key in tasks.of.items() if owner == cell]
-        stopped = [key for key in keys if key in ledger.failed or key in ledger.unreached]
-        if stopped:
-            failed = next(ledger.unreached.get(key, key) for key in stopped)
-            task, problem = tasks.tasks[failed], ledger.failed[failed]
-            state = FAILED if failed in keys else STANDING
-            detail = problem.next_step if isinstance(problem, ReleaseError) else ""
-            return Fate(cell, state, task.stage.name, _words(problem, task), failed, error=type(problem).__name__, detail=detail)
+        failed = next((ledger.unreached.get(key, key) for key in keys if key in ledger.failed or key in ledger.unreached), None)
+        if failed is None:
+            return None
+        task, problem = tasks.tasks[failed], ledger.failed[failed]
+        state = FAILED if failed in keys else STANDING
+        detail = problem.next_step if isinstance(problem, ReleaseError) else ""
+        return Fate(cell, state, task.stage.name, _words(problem, task), failed, error=type(problem).__name__, detail=detail)
+
+    def judge(self, cell: str, tasks: Graph, ledger: Ledger, left: set[str], until: str | None) -> Fate:
+        """Return what became of a cell, of whose tasks those `left` had to run; lay it out and push it if it was finished."""
+        if (fate := self.stopped(cell, tasks, ledger)) is not None:
+            return fate
+        if any(key in left and not self.house.store.has(key) for (owner, _), key in tasks.of.items() if owner == cell):
+            return Fate(cell, LEFT)
         if (cell, "publish") not in tasks.of or until not in (None, "publish"):
             return Fate(cell, DONE)
         try:
@@ -172,18 +198,12 @@ class _Night:
             return Fate(cell, FAILED, "publish", problem.message, error=type(problem).__name__, detail=problem.next_step)
         return Fate(cell, str(record["state"]), folder=folder, record=record, pushed=pushed)
 
-    def told(self, cell: str) -> JSON:
-        """Return a cell's fate for the journal: what triage needs, pins and verdicts that are not PASSED among it."""
-        fate = self.fates[cell]
-        verdicts = [verdict for verdict in (fate.record or {}).get("verdicts", ()) if verdict["status"] != "PASSED"]
-        kept = ("name", "status", "measured", "wanted", "reason")
-        return {
-            **{name: getattr(fate, name) for name in ("cell", "state", "stage", "reason", "key", "error", "detail")},
-            "verdicts": [{name: verdict[name] for name in kept} for verdict in verdicts],
-            "pins": {}
-            if fate.state == REFUSED
-            else traits(plan := self.house.plan(cell)) | texts(pins_of(plan, self.house.matrix)),
-        }
+    def told(self, fate: Fate) -> JSON:
+        """Return a cell's fate for the journal, with its pins: what triage needs."""
+        if fate.state == REFUSED:
+            return {**fate.told(), "pins": {}}
+        plan = self.house.plan(fate.cell)
+        return {**fate.told(), "pins": traits(plan) | texts(pins_of(plan, self.house.matrix))}
 
 
 def _words(problem: BaseException, task: Task) -> str:
@@ -222,19 +242,21 @@ def build_all(
         progress = grid_for(sys.stderr, tasks, kept, [stage.name for stage in STAGES], looked_at)
         own = session or Session(house.engine_kind, hosts=house.hosts())
         journal = Journal.begin(house.store, cells, until)
-        ledger = carry(
-            house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=expected(house, tasks), runner=runner
-        )
-        if not keep_going:  # what was left alone stands on the first failure, in a way
-            first = next(iter(ledger.failed), None)
-            left = {key for key in looked_at if first and not house.store.has(key) and key not in ledger.failed}
-            ledger.unreached = {**dict.fromkeys(left, str(first)), **ledger.unreached}
+        ledger, seconds = Ledger(), expected(house, tasks)
+        try:
+            carry(
+                house, tasks, wanted, progress, limits, own, keep_going=keep_going, seconds=seconds, runner=runner, ledger=ledger
+            )
+        except BaseException:  # a run that is stopped tells what it has met so far
+            for fate in [*night.fates.values(), *filter(None, (night.stopped(cell, tasks, ledger) for cell in kept))]:
+                journal.note(night.told(fate))
+            raise
         for text in ledger.moved:
             journal.note({"moved": text})
         for cell in cells:
             if cell in kept:
-                night.fates[cell] = night.judge(cell, tasks, ledger, until)
-            journal.note(night.told(cell))
+                night.fates[cell] = night.judge(cell, tasks, ledger, looked_at, until)
+            journal.note(night.told(night.fates[cell]))
     fates = tuple(night.fates[cell] for cell in cells)
     asked = sum(1 for owner, _ in tasks.of if owner in kept)
     journal.end(time.monotonic() - began)

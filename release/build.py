@@ -130,14 +130,16 @@ def carry(
     seconds: Callable[[Task], float] = unit,
     note: bool = True,
     runner: Runner = Run,
+    ledger: Ledger | None = None,
 ) -> Ledger:
-    """Bring the keys `wanted` into the store, and end progress and session however that ends; return what became of it.
+    """Bring the keys `wanted` into the store, and end progress and session however that ends; return what became of it, in `ledger` if
+    there is one: it is kept up while things go on.
 
     Without `note`, a later plan does not take what was made here for the cells' own: a trial of other pins, for one.
     """
     work = runner(tasks, house.matrix, house.store, session, progress)
     try:
-        ledger = carry_out(tasks, wanted, work, limits, keep_going=keep_going, seconds=seconds)
+        ledger = carry_out(tasks, wanted, work, limits, keep_going=keep_going, seconds=seconds, ledger=ledger)
     except KeyboardInterrupt:
         progress.close()
         work.abandon()

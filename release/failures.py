@@ -14,6 +14,9 @@ ON_DEVICE: Final = ("start-up", "conformance", "consistency", "accuracy", "perfo
 QUOTED: Final = 160
 """Characters of evidence that are quoted."""
 
+ERROR: Final = r"\b[A-Z]\w*(?-i:Error|Exception): (?!Engine core initialization failed)[^\n]{1,300}"
+"""How Python tells an error in a log, but for the one by which vLLM says that another process had one."""
+
 SUPPLY: Final = ("fetch", "unpatch", "wheels", "base", "checkpoint", "weights", "render", "image", "card", "publish")
 BY_STAGE: Final = {
     **dict.fromkeys(SUPPLY, "build"),
@@ -24,12 +27,20 @@ BY_STAGE: Final = {
     **dict.fromkeys(("performance", "profile", "judge"), "performance"),
 }
 """What a failure is where no sign says more."""
-BY_ERROR: Final = dict.fromkeys(("StoreError", "EngineError", "HostError", "StagingError"), "infrastructure")
+SERVED: Final = ("serve", "conformance", "trace", "consistency", "accuracy", "benchmarks", "performance", "profile")
+"""Stages that ask a server, and start it where it does not run yet."""
+BY_ERROR: Final = {
+    **dict.fromkeys(("StoreError", "EngineError", "HostError", "StagingError"), "infrastructure"),
+    **dict.fromkeys(("UnreachableError", "PatienceError"), "start-up"),
+}
+"""What a failure is by its error: a server that does not stay up says nothing of what it was asked."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """Words in an error or a log that tell what kind of failure it is; `stages` are those in which they mean that (all, if none)."""
+    """Words in an error or a log that tell what kind of failure it is; `stages` are those in which they mean that (all, if none). A group
+    `said` is what is quoted, where that is not all of it.
+    """
 
     kind: str
     name: str
@@ -42,6 +53,7 @@ def _sign(kind: str, name: str, pattern: str, *stages: str) -> Sign:
 
 
 SIGNS: Final = (
+    _sign("start-up", "shared memory full", r"/dev/shm[^\n]*no space left|no space left[^\n]*/dev/shm", *SERVED),
     _sign("infrastructure", "disk full", r"no space left on (the )?(device|disk)|disk quota exceeded|ENOSPC"),
     _sign(
         "infrastructure",
@@ -56,26 +68,29 @@ SIGNS: Final = (
         "network",
         r"connection (refused|reset|aborted)|timed? ?out|name resolution|could not resolve|network is unreachable|no route to host"
         r"|(429|502|503|504) (too many|bad gateway|service|gateway)",
-        *("fetch", "wheels", "base", "checkpoint", "publish"),
+        *("fetch", "wheels", "base", "checkpoint", "image", "publish"),
     ),
+    _sign("infrastructure", "not installed here", r"[^\n]*\b(is not installed|needs the extra)\b[^\n]*", *SUPPLY),
     _sign(
         "infrastructure", "container engine", r"cannot connect to the .{0,20}daemon|container engine .{0,40}(missing|not running)"
     ),
     _sign("infrastructure", "host lost", r"host .{0,60}(unreachable|died|is gone)|node .{0,40}(died|lost)|ssh: connect to host"),
-    _sign("build", "pin unknown", r"is unknown|is not pinned|not pinned file by file"),
-    _sign("build", "digest differs", r"the lock says|hash(es)? do(es)? not match|digest mismatch|is not the pinned"),
+    _sign("build", "pin unknown", r"is unknown|is not pinned|not pinned file by file", *SUPPLY),
+    _sign("build", "digest differs", r"the lock says|hash(es)? do(es)? not match|digest mismatch|is not the pinned", *SUPPLY),
     _sign("build", "patch", r"patch .{0,80}(does not|failed to) apply|hunk .{0,40}failed", "unpatch"),
     _sign(
-        "start-up", "device memory", r"out of memory|OutOfMemoryError|larger than the (available|maximum).{0,60}cache", "serve"
+        "start-up", "device memory", r"out of memory|OutOfMemoryError|larger than the (available|maximum).{0,60}cache", *SERVED
     ),
     _sign(
         "start-up",
         "import",
         r"(ModuleNotFound|Import)Error[^\n]*|undefined symbol[^\n]*|cannot open shared object file[^\n]*",
-        "serve",
+        *SERVED,
     ),
-    _sign("start-up", "arguments", r"unrecognized arguments[^\n]*|invalid choice[^\n]*|no such option[^\n]*", "serve"),
-    _sign("start-up", "not ready in time", r"was not healthy after \d+ s", "serve"),
+    _sign("start-up", "arguments", r"unrecognized arguments[^\n]*|invalid choice[^\n]*|no such option[^\n]*", *SERVED),
+    _sign("start-up", "not ready in time", r"was not healthy after \d+ s", *SERVED),
+    _sign("start-up", "error in its log", rf"the server (ended|died)(?s:.*?)(?P<said>{ERROR})", *SERVED),
+    _sign("start-up", "server died", r"the server died", *SERVED),
 )
 """Looked for in this order; the first that is found tells."""
 
@@ -104,8 +119,10 @@ def _of_stage(fate: JSON) -> Failure:
     said = f"{reason}\n{fate.get('detail') or ''}"
     for sign in SIGNS:
         if (not sign.stages or stage in sign.stages) and (found := sign.pattern.search(said)):
-            line = said.rfind("\n", 0, found.start()) + 1  # what comes after the sign differs from cell to cell
-            return Failure(sign.kind, sign.name, stage, _around(said, found), alike(said[line : found.end()]), key)
+            cause = found.groupdict().get("said")
+            start, end = found.span("said" if cause else 0)
+            line = said[said.rfind("\n", 0, start) + 1 : end]  # what comes after the sign differs from cell to cell
+            return Failure(sign.kind, sign.name, stage, _around(said, start, end), alike(cause or line), key)
     error = str(fate.get("error") or "")
     kind = BY_ERROR.get(error) or BY_STAGE.get(stage, "build")
     return Failure(kind, error or "stage", stage, _short(reason), alike(reason), key)
@@ -118,11 +135,10 @@ def _of_verdict(verdict: JSON) -> Failure:
     return Failure(kind, "verdict", name, _short(words), name)
 
 
-def _around(text: str, found: re.Match[str]) -> str:
-    """Return the line in which a sign stands."""
-    start = text.rfind("\n", 0, found.start()) + 1
-    end = text.find("\n", found.end())
-    return _short(text[start : end if end >= 0 else len(text)].strip())
+def _around(text: str, start: int, end: int) -> str:
+    """Return the line in which a sign stands, from what comes before it to what comes after."""
+    last = text.find("\n", end)
+    return _short(text[text.rfind("\n", 0, start) + 1 : last if last >= 0 else len(text)].strip())
 
 
 def _short(text: str) -> str:

@@ -206,6 +206,8 @@ class Run:
                 self.store.put(task.key, facts, fill)
             except ReleaseError as problem:
                 line.failed(problem.message)
+                if task.server:
+                    problem.next_step = f"{problem.next_step}\n{self.session.last_words(task.server)}".strip()
                 raise problem.located(f"{task.cell}: {task.stage.name}") from problem.__cause__
             except Exception as problem:
                 line.failed(f"{type(problem).__name__}: {problem}")

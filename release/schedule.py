@@ -84,8 +84,9 @@ def carry_out(
     *,
     keep_going: bool = False,
     seconds: Callable[[Task], float] = unit,
+    ledger: Ledger | None = None,
 ) -> Ledger:
-    """Bring the results of the keys `wanted` into the store within `limits`, and return what became of it.
+    """Bring the results of the keys `wanted` into the store within `limits`, and return what became of it, in `ledger` if there is one.
 
     Where all of them are valid, nothing happens. Otherwise every task they stand on is looked at, and run unless its result is valid:
     no task before what it needs, and first what has the longest way to the end by the `seconds` that tasks are expected to take.
@@ -96,9 +97,10 @@ def carry_out(
     """
     with work.store.in_use():  # before looking: what is there stays until all of it is done
         keys = missing(graph, wanted, work.store)
+        ledger = Ledger() if ledger is None else ledger
         if not keys:
-            return Ledger()
-        schedule, ledger = _Schedule(graph, keys, limits, seconds), Ledger()
+            return ledger
+        schedule = _Schedule(graph, keys, limits, seconds)
         running: dict[Future[bool], Task] = {}
         stopping: dict[Future[None], str] = {}
         pool = ThreadPoolExecutor(limits.jobs + 1)

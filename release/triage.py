@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from release.batch import FAILED, REFUSED, STANDING
+from release.batch import FAILED, LEFT, REFUSED, STANDING
 from release.build import carry, here
 from release.errors import ReleaseError, UsageError
 from release.failures import KINDS, ON_DEVICE, Failure, failures_of
@@ -41,7 +41,9 @@ class Control:
 
 @dataclass(frozen=True)
 class Entry:
-    """One cause over all cells that met it. `shared` is what all of them have and no cell has that passed; empty for one cell alone."""
+    """One cause over all cells that met it. `shared` is what all of them have and no cell has that passed; empty for one cell alone.
+    `next_step` is what the error itself advised.
+    """
 
     kind: str
     sign: str
@@ -50,6 +52,7 @@ class Entry:
     cells: tuple[str, ...]
     shared: Mapping[str, str]
     controls: tuple[Control, ...]
+    next_step: str = ""
 
     @property
     def blame(self) -> str:
@@ -85,27 +88,35 @@ class Triage:
     untold: int
 
 
-def triage(house: House, *, control: bool = False, session: Session | None = None) -> Triage:
-    """Return what went wrong in the last run of many cells; with `control`, run the control cells first. Raises UsageError without a run."""
+def triage(house: House, *, run: str = "", control: bool = False, session: Session | None = None) -> Triage:
+    """Return what went wrong in the last run of many cells, or in the last that began at `run` (the beginning of an ISO 8601 time); with
+    `control`, run the control cells first. Raises UsageError without such a run.
+    """
     known = runs(house.store)
     if not known:
         raise UsageError("no run of many cells is known in this store", next_step="`release build --all` or --select keeps one")
-    past = known[0]
+    at = next((number for number, each in enumerate(known) if each.began.startswith(run)), None)
+    if at is None:
+        began = ", ".join(f"{each.began} ({len(each.cells)} cells)" for each in known[:8])
+        raise UsageError(f"no run began at {run}", next_step=f"the last ones did at {began}")
+    past, earlier = known[at], known[at + 1 :]
     clusters: dict[tuple[str, str, str], list[tuple[str, Failure]]] = {}
     for cell, fate in past.fates.items():
         for failure in failures_of(fate):
             made = failure.key and house.store.has(failure.key)
-            told = replace(failure, kind="flaky") if made else failure
+            told = replace(failure, kind="flaky") if made and failure.kind != "infrastructure" else failure
             clusters.setdefault((told.kind, told.stage, told.cause), []).append((cell, told))
     failing = {cell for found in clusters.values() for cell, _ in found}
     controls = _controls(house, past, failing, clusters)
     if control:
         controls = {chip: _run(house, each, session) for chip, each in controls.items()}
     passing = [
-        fate for cell, fate in past.fates.items() if cell not in failing and fate.get("state") not in (FAILED, STANDING, REFUSED)
+        fate
+        for cell, fate in past.fates.items()
+        if cell not in failing and fate.get("state") not in (FAILED, STANDING, LEFT, REFUSED)
     ]
     good = [*passing, *({"pins": pins_now(house, each.cell)} for each in controls.values() if each.state == PASSED)]
-    entries = [_entry(found, past, good, controls) for found in clusters.values()] + _flaky(house, known[1:], failing)
+    entries = [_entry(found, past, good, controls) for found in clusters.values()] + _flaky(house, earlier, failing)
     entries.sort(key=lambda entry: (-len(entry.cells), KINDS.index(entry.kind)))
     return Triage(
         past, tuple(entries), len(passing), len([c for c in past.fates.values() if c.get("state") == REFUSED]), _untold(past)
@@ -113,14 +124,20 @@ def triage(house: House, *, control: bool = False, session: Session | None = Non
 
 
 def _untold(past: Past) -> int:
-    return len(set(past.cells) - set(past.fates)) if past.ended is None else 0
+    left = {cell for cell, fate in past.fates.items() if fate.get("state") == LEFT}
+    return len(set(past.cells) - set(past.fates) | left)
 
 
 def _entry(found: Sequence[tuple[str, Failure]], past: Past, passing: Sequence[JSON], controls: Mapping[str, Control]) -> Entry:
     first, cells = found[0][1], tuple(cell for cell, _ in found)
     chips = dict.fromkeys(split_cell(cell)[0] for cell in cells) if first.kind in ON_DEVICE else {}
     shared = shared_by([past.fates[cell] for cell in cells], passing) if len(cells) > 1 else {}
-    return Entry(first.kind, first.sign, first.stage, first.evidence, cells, shared, tuple(controls[chip] for chip in chips))
+    advice = str(past.fates[cells[0]].get("detail") or "")
+    control = tuple(controls[chip] for chip in chips)
+    return Entry(
+        *(first.kind, first.sign, first.stage, first.evidence, cells, shared, control),
+        next_step="" if "\n" in advice or advice == first.evidence else advice,  # more lines are a log
+    )
 
 
 def shared_by(failed: Iterable[JSON], passing: Iterable[JSON]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import requests
 
 from release.containers import Engine
-from release.errors import ServingError
+from release.errors import EngineError, ServingError
 from release.guard import Guard
 
 POLL: Final = 0.25
@@ -37,6 +37,13 @@ class Server:
     def log(self) -> str:
         """Return all that the server wrote so far."""
         return self.engine.logs(self.container)
+
+    def last_words(self) -> str:
+        """Return the end of what the server wrote, if it has ended; nothing while it runs, or where nobody can say any more."""
+        try:
+            return "" if self.engine.running(self.container)[0] else _tail(self.log())
+        except EngineError:
+            return ""
 
 
 def start(

@@ -53,14 +53,17 @@ def status(
 @click.option(
     "--control", is_flag=True, help="Run a known good cell of each chip first, before an operator or the chip is blamed."
 )
+@click.option(
+    "--run", default="", metavar="TIME", help="An earlier run: when it began, or the beginning of that (2026-05-31T02)."
+)
 @_json
 @click.pass_context
-def triage(context: click.Context, control: bool, as_json: bool) -> None:
+def triage(context: click.Context, control: bool, run: str, as_json: bool) -> None:
     """Tell what went wrong in the last `build --all`: each cause once, by evidence, with what the failed cells share."""
     from release.show.night import triage as triage_text
     from release.triage import triage as sort_out
 
-    click.echo(triage_text(sort_out(house_of(context), control=control), as_json=as_json))
+    click.echo(triage_text(sort_out(house_of(context), run=run, control=control), as_json=as_json))
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
@@ -23,7 +24,7 @@ def batch(result: Batch, *, as_json: bool) -> str:
         return as_document(
             {
                 "cells": [_fate(fate) for fate in result.fates],
-                "causes": [{"stage": each.stage, "reason": each.reason, "cells": each.cells} for each in result.causes],
+                "causes": [asdict(each) for each in result.causes],
                 "ran": result.ran,
                 "moved": result.moved,
                 "stages": result.wanted,
@@ -41,7 +42,8 @@ def batch(result: Batch, *, as_json: bool) -> str:
         for cause in result.causes:
             more = f" and {len(cause.cells) - NAMED} more" if len(cause.cells) > NAMED else ""
             count = "1 cell" if len(cause.cells) == 1 else f"{len(cause.cells)} cells"
-            causes.add_row(count, cause.stage, escape(f"{cause.reason}\n→ {', '.join(cause.cells[:NAMED])}{more}"))
+            said = "".join(f"\n{line}" for line in cause.detail.splitlines())
+            causes.add_row(count, cause.stage, escape(f"{cause.reason}{said}\n→ {', '.join(cause.cells[:NAMED])}{more}"))
         parts += ["", "causes, each once:", text(causes)]
     if result.moved:
         parts += ["", "went to another host:", *result.moved]

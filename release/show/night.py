@@ -102,7 +102,7 @@ def triage(found: Triage, *, as_json: bool) -> str:
     failed = len({cell for each in found.entries if each.kind != "flaky" for cell in each.cells})
     counts = [f"{failed} failed", f"{found.passed} passed"]
     counts += [f"{found.refused} refused by the rules"] if found.refused else []
-    counts += [f"{found.untold} not told of: the run was stopped"] if found.untold else []
+    counts += [f"{found.untold} not built: the run was stopped"] if found.untold else []
     causes = counted(len(found.entries), "cause")
     lines = [f"run of {found.past.began}: {', '.join(counts)}; {causes}"]
     for number, each in enumerate(found.entries, 1):
@@ -118,6 +118,8 @@ def _entry(number: int, each: Entry) -> Iterator[str]:
     for control in each.controls:
         yield f"   control   {control.cell or control.chip}: {control.state}{f' ({control.reason})' if control.reason else ''}"
     yield f"   blame     {each.blame}"
+    if each.next_step:
+        yield f"   next      {each.next_step}"
 
 
 def bump(found: Effect, *, as_json: bool) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -13,14 +15,15 @@ from folders import write
 from rich.console import Console
 
 from release.batch import Batch, Fate, build_all, expected, local_limits, select
-from release.errors import StageError, UsageError, VerdictError
+from release.errors import MatrixError, StageError, UsageError, VerdictError
 from release.grid import Grid, grid_for
 from release.house import House
-from release.pipeline import Graph, Task, missing
+from release.pipeline import Graph, Run, Task, missing
 from release.progress import Plain
 from release.schedule import Limits
 from release.show.batch import batch as batch_text
 from release.stages import STAGES
+from release.triage import triage
 
 NAMES = [stage.name for stage in STAGES]
 PLAIN = "nvidia/*"
@@ -74,6 +77,7 @@ def test_a_failure_costs_only_the_cells_that_stand_on_it_and_is_told_once(tmp_pa
     assert "2 failed" in text
     for cause in result.causes:
         assert text.count(cause.reason) == 1
+        assert cause.detail and cause.detail.split()[0] in text, "what to do next stands below"
     with pytest.raises(StageError, match="2 of 6 cells could not be built, for 2 reasons"):
         result.require("built")
 
@@ -89,12 +93,40 @@ def test_one_failed_piece_of_work_is_one_cause_over_all_cells_that_share_it(tmp_
     assert len(cause.cells) == len(result.fates)
 
 
-def test_with_stop_at_failure_what_was_left_alone_is_unreached_and_not_done(tmp_path: Path) -> None:
-    result = built(house(tmp_path), UNKNOWN, PLAIN, keep_going=False, jobs=1)
+def test_with_stop_at_failure_what_was_left_alone_is_not_started_and_blamed_for_nothing(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    result = built(here, UNKNOWN, PLAIN, keep_going=False, jobs=1)
     states = Counter(fate.state for fate in result.fates)
-    assert states["failed"] >= 1
+    assert states["failed"] >= 1 and states["not started"] >= 1 and states["unreached"] == 0
     assert "done" not in {fate.state for fate in result.fates if fate.cell.startswith("cambricon/")}
     assert sum(states.values()) == len(result.fates)
+    assert {cell for cause in result.causes for cell in cause.cells} == {
+        fate.cell for fate in result.fates if fate.state == "failed"
+    }
+    found = triage(here)
+    assert found.untold == states["not started"] and sum(len(entry.cells) for entry in found.entries) == states["failed"]
+
+
+def test_a_run_that_is_stopped_tells_what_it_has_met_so_far(tmp_path: Path) -> None:
+    here, stopped = house(tmp_path), threading.Event()
+
+    class Stopped(Run):
+        def perform(self, task: Task, host: str = "") -> bool:
+            if task.cell.startswith("nvidia/"):
+                signal.raise_signal(signal.SIGINT)
+                return stopped.wait(60)
+            return super().perform(task, host)
+
+    cells = [*select(here, [UNKNOWN], {}), *select(here, [PLAIN], {})]
+    with pytest.raises(KeyboardInterrupt):
+        build_all(here, cells, until="render", limits=Limits(1), runner=Stopped)
+    stopped.set()
+    found = triage(here)
+    assert [entry.kind for entry in found.entries] == ["build"]
+    assert found.past.ended is None and found.untold == len(cells) - len(found.entries[0].cells)
+    with pytest.raises(UsageError, match="no run began at 1999"):
+        triage(here, run="1999")
+    assert triage(here, run=found.past.began).past.began == found.past.began
 
 
 def test_a_cell_whose_plan_is_refused_is_told_and_not_built(tmp_path: Path) -> None:
@@ -104,7 +136,8 @@ def test_a_cell_whose_plan_is_refused_is_told_and_not_built(tmp_path: Path) -> N
     states = {fate.cell: fate.state for fate in result.fates}
     assert states["nvidia/qwq-32b@bf16"] == "refused"
     assert states["nvidia/qwen3-32b@bf16"] == "done"
-    result.require("built")
+    with pytest.raises(MatrixError, match="the rules refuse nvidia/qwq-32b@bf16"):
+        result.require("built")
 
 
 def test_a_blocked_release_is_a_verdict_and_a_failed_stage_is_not() -> None:

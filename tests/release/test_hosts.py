@@ -73,7 +73,19 @@ def provide_busybox(engine: Engine, folder: Path) -> str:
 
 
 def serve(place_flags: tuple[str, ...], weights: str, image: str) -> list[str]:
-    return [*place_flags, "--init", "--volume", f"{weights}:/model:ro", image, "/bin/busybox", "httpd", "-f", "-p", "8000", "-h"]
+    return [
+        *place_flags,
+        "--init",
+        "--volume",
+        f"{weights}:/model:ro",
+        image,
+        "/bin/busybox",
+        "httpd",
+        "-fvv",
+        "-p",
+        "8000",
+        "-h",
+    ]
 
 
 def test_a_server_on_a_host_is_reached_through_its_ssh_with_weights_that_were_copied_there(fleet: Fleet, tmp_path: Path) -> None:
@@ -97,6 +109,9 @@ def test_a_server_on_a_host_is_reached_through_its_ssh_with_weights_that_were_co
         assert requests.get(server.url + "/health", timeout=5).text == "weights\n"
         (lease,) = [lease for lease in leases.leases(place.engine) if lease.device == f"cpu/anvil-{os.getpid()}"]
         assert lease.owner == leases.myself() and lease.note == "cpu/tiny@bf16" and lease.left > 0
+        assert server.last_words() == "", "it runs"
+        place.engine.client.kill(server.container)
+        assert "response:200" in server.last_words()
     assert not fleet.engine("anvil").labelled(f"release.held-by={place.grant.token}")
     assert not fleet.engine("anvil").labelled(f"release.token={place.grant.token}")
     for facts in fleet.engine("anvil").labelled(f"release.weights={volume}"):

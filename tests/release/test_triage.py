@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from release.batch import build_all
+from release.batch import Batch, Fate, build_all
 from release.errors import UsageError
 from release.failures import BY_STAGE, KINDS, failures_of
 from release.house import House
 from release.journal import KEPT, Journal, read, runs
 from release.pipeline import Run
 from release.schedule import Limits
+from release.show.batch import batch as batch_text
 from release.show.night import status as status_text
 from release.show.night import triage as triage_text
 from release.stages import STAGES
@@ -24,6 +25,7 @@ from release.status import standings
 from release.triage import AGAIN, Control, Triage, again, shared_by, triage
 
 A, B, C, D = (f"ascend-800i-a2/qwen2.5-{size}@bf16" for size in ("0.5b", "1.5b", "7b", "14b"))
+FATE = ("cell", "state", "stage", "reason", "key", "error", "detail")
 OOM = "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (device 0; 29.50 GiB total)"
 
 
@@ -70,6 +72,20 @@ def past(here: House, *fates: dict[str, Any], cells: Sequence[str] = (), ended: 
         ("serve", "the server ended with status 1", "ImportError: libabacus.so: no", "start-up", "import"),
         ("serve", "the server was not healthy after 600 s", "", "start-up", "not ready in time"),
         ("accuracy", "Connection refused", "", "accuracy", "StageError"),
+        ("accuracy", "the server was not healthy after 300 s", "", "start-up", "not ready in time"),
+        ("trace", "the server died at question a-7: no answer", "its log is empty", "start-up", "server died"),
+        ("accuracy", "the server died at question a-7: no answer", OOM, "start-up", "device memory"),
+        ("serve", "the server ended with status 1", "it said: KeyError: 'q_proj'\nmore", "start-up", "error in its log"),
+        ("serve", "the server ended with status 1", "ValueError: the format is unknown", "start-up", "error in its log"),
+        (
+            "serve",
+            "the server ended with status 1",
+            "OSError: No space left on device: '/dev/shm/x'",
+            "start-up",
+            "shared memory full",
+        ),
+        ("weights", "llm-compressor is not installed here", "pip install it", "infrastructure", "not installed here"),
+        ("image", "pull: Connection reset by peer", "", "infrastructure", "network"),
         ("trace", "odd", "", "consistency", "StageError"),
         ("performance", "odd", "", "performance", "StageError"),
     ],
@@ -117,6 +133,27 @@ def test_what_is_said_after_a_sign_may_differ_and_what_is_refused_has_not_passed
     found = triage(here)
     assert [entry.cells for entry in found.entries] == [(A, B)]
     assert (found.passed, found.refused) == (0, 1)
+
+
+def test_servers_that_die_of_different_errors_are_different_causes(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    second = "the last lines of its log:\nRuntimeError: Engine core initialization failed. See root cause above."
+    said = ("ValueError: 12 heads by 8", "ValueError: 16 heads by 8", "KeyError: 'q_proj'", "DistBackendError: NCCL")
+    fates = [serve(cell, f"it said: {words}\n{second}") for cell, words in zip((A, B, C, D), said, strict=True)]
+    past(here, *fates)
+    assert [entry.cells for entry in triage(here).entries] == [(A, B), (C,), (D,)]
+    batch = Batch(tuple(Fate(**{name: each.get(name, "") for name in FATE}) for each in fates), (), 0, 0, 0.0)
+    assert [cause.cells for cause in batch.causes] == [(A, B), (C,), (D,)]
+    assert all(words in batch_text(batch, as_json=False) for words in (said[0], *said[2:]))
+
+
+def test_a_disk_that_was_full_is_no_flake_once_it_has_room(tmp_path: Path) -> None:
+    here, key = house(tmp_path), "d" * 64
+    past(here, fate(A, stage="image", reason="no space left on the disk", detail="release gc", key=key))
+    here.store.put(key, {}, lambda out: None)
+    (entry,) = triage(here).entries
+    assert (entry.kind, entry.next_step) == ("infrastructure", "release gc")
+    assert "next      release gc" in triage_text(triage(here), as_json=False)
 
 
 def test_what_a_passing_cell_has_too_is_not_named() -> None:
