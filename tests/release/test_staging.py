@@ -295,7 +295,10 @@ def test_the_login_kept_for_the_registry_goes_there_and_nowhere_else(
     layout, made, image = bench.image("one", tmp_path / "one")
     (tmp_path / "locked").mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with distribution(tmp_path / "locked", login=True) as locked, scripted(hostile(layout)) as open_one:
+    with (
+        distribution(tmp_path / "locked", login=True) as locked,
+        scripted(Answer(401, headers={"WWW-Authenticate": 'Basic realm="x"'})) as greedy,
+    ):
         for act in (
             lambda: stage(both(locked), layout, made, line()),
             lambda: collect(both(locked), "a", engine, made, image, line()),
@@ -308,8 +311,9 @@ def test_the_login_kept_for_the_registry_goes_there_and_nowhere_else(
             keep_login(tmp_path, locked.host, f"{USER}:{PASSWORD}")
             act()
         assert engine.has(image)
-        collect(Staging(there=f"{open_one.host}/staging", here=locked.host), "a", engine, made, image, line())
-        assert open_one.seen and all("authorization" not in map(str.lower, seen.headers) for seen in open_one.seen)
+        with pytest.raises(StagingError, match="no basic auth"):
+            collect(Staging(there=f"{greedy.host}/staging", here=f"{locked.host}/staging"), "a", engine, made, image, line())
+        assert greedy.seen and all("authorization" not in map(str.lower, seen.headers) for seen in greedy.seen)
 
 
 def keep_login(folder: Path, host: str, login: str | None) -> None:
