@@ -11,9 +11,6 @@ import logging
 import os
 import re
 import signal
-import socket
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,9 +22,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from release import __version__, processes
+from release import __version__
 from release.errors import HostError, ReleaseError, StageError, StoreError, UsageError
-from release.guard import Guard
+from release.node import QUIET, SETTINGS, alone
 from release.pipeline import Graph, Run, Task, is_had
 from release.progress import Line, Progress
 from release.schedule import MOVES
@@ -39,33 +36,8 @@ if TYPE_CHECKING:
 
 BEAT: Final = 0.25
 """Seconds between two looks at how far a stage is."""
-PATIENCE: Final = 5.0
+PATIENCE: Final = 60.0
 """Seconds that stages which were cancelled get to notice it."""
-START: Final = 180.0
-"""Seconds that a cluster of this machine may take to start."""
-NODE_ID: Final = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
-"""The environment variable by which a node gets its id from us."""
-PORTS: Final = (
-    "port",
-    "metrics-export-port",
-    "runtime-env-agent-port",
-    "dashboard-agent-grpc-port",
-    "dashboard-agent-listen-port",
-)
-"""Ports of a cluster of this machine that are said beforehand, so that it need not wait for them."""
-OBJECTS: Final = 75 << 20
-"""Bytes of shared memory for Ray's objects, the least it takes: what we send is small, and results go through the store."""
-SETTINGS: Final = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_gcs_server_port_wait_time_s": "120",
-    "RAY_raylet_start_wait_time_s": "150",
-    "RAY_agent_register_timeout_ms": "120000",
-    "RAY_worker_register_timeout_seconds": "180",
-}
-"""What Ray reads from the environment: to tell nobody of us, to leave devices to the stages, and to start slowly on a busy machine."""
-ALONE: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Makes this machine's address 127.0.0.1 for Ray. Else it takes one that others can reach, and whoever reaches it may run code here."""
 DEVICE, CHIP = "device:", "chip:"
 """What a resource of ours is called, and the custom resource that a machine of the cluster has for it (`ray start --resources`)."""
 
@@ -222,7 +194,8 @@ class Cluster:
     def join(cls, address: str | None = None, slots: int | None = None) -> Cluster:
         """Connect to the cluster at HOST:PORT (or "auto": the one that this machine is in), or start one of `slots` workers here.
 
-        Raises UsageError without Ray and for what is no address, HostError where no cluster answers.
+        Raises UsageError without Ray, for what is no address and for a cluster that lets in whoever comes (unless RAY_AUTH_MODE=disabled
+        says that this is known), HostError where no cluster answers. A cluster that asks for none hides that from who has a token.
         """
         if address is not None and address != "auto" and not re.fullmatch(r"[\w.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
             raise UsageError(
@@ -230,16 +203,22 @@ class Cluster:
                 next_step="write HOST:PORT as `ray start --head` prints it, or auto; and run release on a machine of the cluster",
             )
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}  # `ray start` would write one into the home
-        os.environ.update(SETTINGS | (ALONE | secret if address is None else {}))
+        os.environ.update(SETTINGS | secret if address is None else QUIET)
         if find_spec("ray") is None:
             raise UsageError("--executor ray needs Ray", next_step="pip install 'release[ray]'")
         handler, own = signal.getsignal(signal.SIGTERM), ExitStack()
         try:
-            place = own.enter_context(_alone(slots or max(2, os.cpu_count() or 2))) if address is None else address
+            place = own.enter_context(alone(slots or max(2, os.cpu_count() or 2))) if address is None else address
             import ray
 
             own.callback(ray.shutdown)
             ray.init(place, log_to_driver=False, logging_level=logging.ERROR)
+            if "RAY_AUTH_MODE" not in os.environ:
+                raise UsageError(
+                    f"the Ray cluster at {address} asks for no token: whoever reaches it may run code on its machines",
+                    next_step="start it and release with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one); "
+                    "or say RAY_AUTH_MODE=disabled, if only you can reach it",
+                )
             return cls(ray, own)
         except BaseException as problem:
             own.close()
@@ -247,7 +226,7 @@ class Cluster:
                 raise
             raise HostError(  # Ray has no class of its own for what can go wrong here
                 f"no Ray cluster can be used at {address or 'this machine'}: {(str(problem) or type(problem).__name__).splitlines()[0]}",
-                next_step="`ray start --head` starts one; run release on a machine of it",
+                next_step="`ray start --head` starts one; run release on a machine of it, with RAY_AUTH_MODE=token if it asks for a token",
             ) from problem
         finally:
             if threading.current_thread() is threading.main_thread():
@@ -333,50 +312,3 @@ class Cluster:
             while self._streams and time.monotonic() < end:  # a thread in Ray's code must not see it go
                 time.sleep(0.02)
         self._own.close()
-
-
-@contextlib.contextmanager
-def _alone(slots: int) -> Iterator[str]:
-    """Start a cluster of this machine alone, with so many workers, and give its address; nothing of it is left, if we are killed either."""
-    with ExitStack() as stack:
-        guard = stack.enter_context(contextlib.closing(Guard()))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)))
-        stack.enter_context(guard.watch("folder", str(folder)))
-        line = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor", f"--num-cpus={slots}"]
-        line += ["--node-ip-address=127.0.0.1", f"--object-store-memory={OBJECTS}", "--include-dashboard=false"]
-        line += ["--include-log-monitor=false"]
-        line += [f"--{name}={port}" for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)]
-        node, ready = token_hex(28), folder / "ray_current_cluster"  # Ray writes it when all stands
-        head = processes.background([*line, f"--temp-dir={folder}"], env={NODE_ID: node}, log=folder / "log")
-        stack.callback(processes.stop, head, 0.0)
-        stack.enter_context(guard.watch("process", str(head.pid), "SIGKILL"))  # its own way to end takes half a minute
-        import ray  # noqa: F401 (it takes as long as the start, and both can be done at once)
-
-        def is_over() -> bool:
-            hurry(folder, node)
-            return ready.is_file() or head.poll() is not None
-
-        processes.wait_until(is_over, timeout=START)
-        if not ready.is_file():
-            said = [line for line in (folder / "log").read_text(errors="replace").splitlines() if line.strip()]
-            raise HostError(f"no Ray cluster could be started here: {said[-1] if said else 'it said nothing'}")
-        yield ready.read_text().strip()
-
-
-def hurry(folder: Path, node: str) -> None:
-    """Tell a node that starts in a folder what it waits for: that its agent has no port. We ask nothing of the agent.
-
-    A node waits for the agent's word for 15 s and no longer, and then dies: on a busy machine the agent needs more than that to start.
-    """
-    for session in folder.glob("session_2*"):
-        with contextlib.suppress(OSError):
-            (session / f"dashboard_agent_listen_port_{node}").write_text("-1")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many ports of the loopback at which nobody listens now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

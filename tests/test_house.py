@@ -25,7 +25,7 @@ FLOORS: Final = (
     ("store", "guard", "failures"),
     ("podman", "transport"),
     ("containers", "journal"),
-    ("canary",),
+    ("canary", "node"),
     ("leases",),
     ("fleet",),
     ("session",),
