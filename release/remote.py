@@ -41,6 +41,11 @@ class Trust:
     signer: Private | None = None
     keys: Sequence[Public] = ()
 
+    @property
+    def takes_its_own(self) -> bool:
+        """Whether an entry that is made here would be taken here."""
+        return not self.keys or (self.signer is not None and self.signer.public().hint in {key.hint for key in self.keys})
+
     @classmethod
     def of(cls, trusted: Sequence[Path]) -> Trust:
         """Return the trust of a command line: its public keys, and the private one that the environment names."""
@@ -85,17 +90,22 @@ class Remote(Store):
                     self.brought.append(key)
         except VerificationError as problem:
             self._refused.add(key)
-            self.warn(f"an entry of the remote store is refused, the stage runs here: {key[:16]}…: {problem}")
+            stays = "" if self.read_only or self.trust.takes_its_own else f" (it stays there: {KEY} names no key that is trusted)"
+            self.warn(f"an entry of the remote store is refused, the stage runs here{stays}: {key[:16]}…: {problem}")
         except ReleaseError as problem:
             self._unreachable(problem)
         return self.has(key)
 
     def share(self, key: str) -> None:
-        """Put an entry on the shelf, unless it is there; one that was refused is replaced."""
+        """Put an entry on the shelf, unless it is there; one that was refused is replaced, if ours would be taken where it was.
+
+        Others may well trust who signed it: an entry that not even this machine would take must not stand in its place.
+        """
         if self.read_only or self._unreached >= PATIENCE:
             return
         try:
-            if key not in self._refused and self.shelf.find(key) is not None:
+            replaces = key in self._refused and self.trust.takes_its_own
+            if not replaces and self.shelf.find(key) is not None:
                 return
         except VerificationError:
             pass  # it is no manifest at all

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from release.errors import StoreError, UsageError, VerificationError
-from release.oci import CHUNK, IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout
+from release.oci import CHUNK, IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout, sha256_file
 
 if TYPE_CHECKING:
     from release.publish.distribution import Registry
@@ -127,10 +127,11 @@ class FolderShelf:
             into.adopt(stream, blob.digest)
 
     def put(self, blob: Descriptor, path: Path) -> None:
-        """Copy a file, unless one of that size is there."""
+        """Copy a file, unless the very content is there: what lies under its name may be spoiled, and everybody refuses it."""
         target = self._place("blobs", blob.digest.removeprefix("sha256:"))
-        if target.is_file() and target.stat().st_size == blob.size:
-            return
+        with self._refusals():
+            if target.is_file() and target.stat().st_size == blob.size and sha256_file(target) == blob.digest:
+                return
         with path.open("rb") as source, self._appearing(target) as stream:
             self._copy(source, stream, blob)
 

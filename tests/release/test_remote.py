@@ -106,6 +106,23 @@ def test_an_entry_that_no_trusted_key_signed_is_refused_and_the_stage_runs_here(
     assert (build(third, GRAPH, WANTED).ran, told) == ([], [])
 
 
+@pytest.mark.parametrize("signer", [None, "other"])
+def test_who_signs_with_no_key_that_it_trusts_leaves_the_entries_of_others_where_they_are(
+    tmp_path: Path, signer: str | None
+) -> None:
+    theirs = keys(tmp_path, "theirs")
+    build(remote(tmp_path, "a", theirs)[0], GRAPH, WANTED)
+    mine = Trust(keys(tmp_path, signer).signer if signer else None, keys(tmp_path, "mine").keys)
+    second, told = remote(tmp_path, "b", mine)
+    assert len(build(second, GRAPH, WANTED).ran) == len(NAMES)
+    assert second.shared == []
+    assert len(told) == len(NAMES) and all(
+        "it stays there: RELEASE_STORE_KEY names no key that is trusted" in text for text in told
+    )
+    third, told = remote(tmp_path, "c", Trust(keys=theirs.keys))
+    assert (build(third, GRAPH, WANTED).ran, told) == ([], [])
+
+
 def tampered(tmp_path: Path, key: str, change: Callable[[dict[str, Any]], None]) -> None:
     """Put an entry on the shelf that says of itself what `change` makes of it, with digests that are right."""
     shelf = FolderShelf(tmp_path / "shelf")
@@ -178,6 +195,18 @@ def test_bytes_that_are_not_those_of_their_digest_are_refused(tmp_path: Path) ->
     second, told = remote(tmp_path, "b")
     assert second.bring(WANTED[0]) is False
     assert "has other content" in told[0]
+
+
+def test_a_spoiled_blob_is_replaced_by_what_the_next_machine_makes(tmp_path: Path) -> None:
+    build(remote(tmp_path, "a")[0], GRAPH, WANTED)
+    for blob in (tmp_path / "shelf" / "blobs").glob("*/*"):
+        data = blob.read_bytes()
+        blob.chmod(0o644)
+        blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    second, told = remote(tmp_path, "b")
+    assert len(build(second, GRAPH, WANTED).ran) == len(told) == len(NAMES)
+    third, told = remote(tmp_path, "c")
+    assert (build(third, GRAPH, WANTED).ran, told) == ([], [])
 
 
 def test_a_shelf_that_is_gone_costs_warnings_and_no_build(tmp_path: Path) -> None:
