@@ -119,19 +119,18 @@ def bisect(
             Path(folder),
             session or (lambda: Session(house.engine_kind, hosts=house.hosts())),
         )
-        if shown := trial.shows(frozenset()):
+        shown = trial.shows(frozenset())
+        trial.require_judged("good")
+        if shown:
             raise UsageError(
                 f"{cell}: the good end is not good: {trial.said(shown)}", next_step="give an earlier release as --good"
             )
         trial.symptoms = trial.shows(frozenset(space))
+        trial.require_judged("bad")
         if not trial.symptoms:
             raise UsageError(
                 f"{cell}: with the bad end's pins all is good here",
                 next_step="it is no pin: an input of the cell, the host or the chip",
-            )
-        if trial.elsewhere:
-            raise StageError(
-                f"{cell}: the bad end cannot be judged: {trial.elsewhere}", next_step="mend the host, and run it again"
             )
         found, unsure = narrow(space, trial.judge)
     searched = {str(pin): (text_of(good.get(pin)), text_of(bad.get(pin))) for pin in space}
@@ -157,6 +156,13 @@ class _Trial:
     elsewhere: str = ""
     why: str = ""
     ran: tuple[str, ...] = ()
+
+    def require_judged(self, end: str) -> None:
+        """Raise StageError if the host or the network kept an end from being judged: that says nothing of its pins."""
+        if self.elsewhere:
+            raise StageError(
+                f"{self.cell}: the {end} end cannot be judged: {self.elsewhere}", next_step="mend the host, and run it again"
+            )
 
     def judge(self, chosen: frozenset[Pin]) -> Answer:
         """Build with the chosen pins as in the bad release and say what that shows."""

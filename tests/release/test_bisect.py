@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from release.bisect import Answer, Verdict, bisect, narrow
-from release.errors import StageError, UsageError
+from release.errors import ReleaseError, StageError, StoreError, UsageError
 from release.house import House
 from release.pinned import earlier_pins
 from release.pins import Pin, Pins, pins_of
@@ -148,9 +148,11 @@ def test_what_cannot_be_told_apart_is_said_to_be_open(tmp_path: Path) -> None:
     assert "cannot be told apart" in bisect_text(found, as_json=False)
 
 
-def test_a_full_disk_proves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="the bad end cannot be judged"):
-        search(tmp_path, needs("beta", how=StageError("no space left on device")))
+@pytest.mark.parametrize(("end", "rule"), [("bad", ("beta",)), ("good", ())])
+@pytest.mark.parametrize("how", [StageError("no space left on device"), StoreError("the store cannot be written")])
+def test_a_host_at_fault_proves_nothing_of_either_end(tmp_path: Path, end: str, rule: tuple[str, ...], how: ReleaseError) -> None:
+    with pytest.raises(StageError, match=f"the {end} end cannot be judged"):
+        search(tmp_path, needs(*rule, how=how))
 
 
 def test_ends_that_are_not_what_they_are_said_to_be_are_refused(tmp_path: Path) -> None:
