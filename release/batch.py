@@ -71,7 +71,8 @@ class Cause:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a build of many cells came to: a fate a cell, what ran, how many tasks the cells have and how many differ, and seconds."""
+    """What a build of many cells came to: a fate a cell, what ran, how many stages the cells and what they are compared with have, how
+    many of them differ, and seconds."""
 
     fates: tuple[Fate, ...]
     ran: tuple[str, ...]
@@ -258,9 +259,8 @@ def build_all(
                 night.fates[cell] = night.judge(cell, tasks, ledger, looked_at, until)
             journal.note(night.told(night.fates[cell]))
     fates = tuple(night.fates[cell] for cell in cells)
-    asked = sum(1 for owner, _ in tasks.of if owner in kept)
     journal.end(time.monotonic() - began)
-    return Batch(fates, tuple(ledger.ran), asked, len(tasks.tasks), time.monotonic() - began, tuple(ledger.moved))
+    return Batch(fates, tuple(ledger.ran), len(tasks.of), len(tasks.tasks), time.monotonic() - began, tuple(ledger.moved))
 
 
 def expected(house: House, tasks: Graph) -> Callable[[Task], float]:

@@ -55,8 +55,11 @@ def batch(result: Batch, *, as_json: bool) -> str:
 
 def _shared(result: Batch) -> str:
     """Say how much of the work was shared."""
-    ran = f"{len(result.ran)} ran" if result.ran else "nothing had to run"
-    return f"{result.wanted} stages of these cells are {result.tasks} pieces of work, {ran}, {result.seconds:.2f} s"
+    failed = len({fate.key for fate in result.fates if fate.key})
+    counts = [f"{count} {word}" for count, word in ((len(result.ran), "ran"), (failed, "failed")) if count]
+    did = ", ".join(counts) or "nothing had to run"
+    cells = "these cells and what they are compared with"
+    return f"{result.wanted} stages of {cells} are {result.tasks} pieces of work, {did}, {result.seconds:.2f} s"
 
 
 def _told(fate: Fate) -> str:

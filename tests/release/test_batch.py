@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ def test_one_failed_piece_of_work_is_one_cause_over_all_cells_that_share_it(tmp_
     assert {fate.state for fate in result.fates} == {"failed"}, result.causes
     (cause,) = result.causes
     assert len(cause.cells) == len(result.fates)
+
+
+def test_stages_of_a_reference_that_nobody_asked_for_are_counted_and_a_run_in_which_all_failed_did_something(
+    tmp_path: Path,
+) -> None:
+    here = house(tmp_path)
+    cell = "cambricon/qwq-32b@bf16"
+    result = build_all(here, [cell], until="compare", limits=Limits(1), keep_going=False)
+    tasks = here.graph_of([cell], "compare")
+    assert {owner for owner, _ in tasks.of} > {cell}
+    assert (result.wanted, result.tasks) == (len(tasks.of), len(tasks.tasks))
+    text = batch_text(replace(result, ran=()), as_json=False)
+    assert ", 1 failed, " in text and "nothing had to run" not in text
 
 
 def test_with_stop_at_failure_what_was_left_alone_is_not_started_and_blamed_for_nothing(tmp_path: Path) -> None:
