@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from release.errors import ReleaseError
+from release.errors import ReleaseError, UsageError
 from release.house import House
-from release.pins import Bump, Pins, bumped, check_known, pins_of, text_of, texts, with_pins
+from release.patches.read import SERIES
+from release.pins import Bump, Pins, bumped, check_known, differences, pins_of, text_of, with_pins
 from release.pipeline import Graph, Task, graph, is_valid
 from release.stages import STAGES
+from release.supply import matrix_patches
 from release.types import Plan
 
 DEVICE: Final = "device:"
@@ -61,27 +63,48 @@ def effect(house: House, cells: Sequence[str], bumps: Sequence[Bump]) -> Effect:
     refused = {}
     for cell in cells:
         try:
-            plans |= house.plans([cell])
+            plans = house.plans([cell], plans)
         except ReleaseError as problem:
             refused[cell] = problem.message.removeprefix(f"{cell}: ")
-    kept = [cell for cell in cells if cell not in refused]
     pins = {cell: pins_of(plan, house.matrix) for cell, plan in plans.items()}
     check_known(bumps, [(cell, pin) for cell, found in pins.items() for pin in found])
-    meant = {
-        (pin, text_of(pins[cell][pin])) for cell in kept for pin in pins[cell] if any(bump.fits(cell, pin) for bump in bumps)
-    }
-    then = {
-        cell: bumped(cell, found, bumps)
-        if cell in kept or any((pin, text_of(value)) in meant for pin, value in found.items())
-        else found
-        for cell, found in pins.items()
-    }
+    then, impossible = _bumped([cell for cell in cells if cell not in refused], pins, bumps)
+    refused |= impossible
+    kept = [cell for cell in cells if cell not in refused]
+    _check_patch_sets(house, [(pins[cell], then[cell]) for cell in kept])
     after = {cell: plan if then[cell] == pins[cell] else with_pins(plan, then[cell], pins[cell]) for cell, plan in plans.items()}
     old, new = (graph(STAGES, each, house.matrix, kept, STAGES[-1].name) for each in (plans, after))
     changes = tuple(_changes(kept, {cell: (pins[cell], then[cell]) for cell in kept}, after, old, new))
     fresh = [task for key, task in new.tasks.items() if key not in old.tasks and not is_valid(house.store, task)]
     by_stage = {stage.name: count for stage in STAGES if (count := sum(task.stage.name == stage.name for task in fresh))}
     return Effect(changes, len(kept) - len(changes), refused, by_stage, _cost(house, new, fresh))
+
+
+def _bumped(cells: Sequence[str], pins: Mapping[str, Pins], bumps: Sequence[Bump]) -> tuple[dict[str, Pins], dict[str, str]]:
+    """Return the pins of all plans as they are to be, and why those of some of the `cells` cannot be so: one that has no name yet, for one.
+
+    Raises UsageError where that is so of every cell that is meant: it is the value then.
+    """
+    fitting = {cell: [pin for pin in pins[cell] if any(bump.fits(cell, pin) for bump in bumps)] for cell in cells}
+    meant = {(pin, text_of(pins[cell][pin])) for cell, found in fitting.items() for pin in found}
+    then, wrong = dict(pins), dict[str, UsageError]()
+    for cell, found in pins.items():
+        if cell in fitting or any((pin, text_of(value)) in meant for pin, value in found.items()):
+            try:
+                then[cell] = bumped(cell, found, bumps)
+            except UsageError as problem:
+                wrong[cell] = problem.located(cell)
+    if wrong and all(cell in wrong for cell, found in fitting.items() if found):
+        raise next(iter(wrong.values()))
+    return then, {cell: f"{wrong[cell].message}; {wrong[cell].next_step}" for cell in cells if cell in wrong}
+
+
+def _check_patch_sets(house: House, changed: Iterable[tuple[Pins, Pins]]) -> None:
+    """Raise UsageError for a patch set that there is not."""
+    for before, then in changed:
+        for pin, value in then.items():
+            if pin.kind == "patches" and value != before[pin] and not (matrix_patches(house.matrix, value) / SERIES).is_file():
+                raise UsageError(f"--bump {pin}={value}: there is no patch set {value}", next_step="add it under patches/")
 
 
 def _changes(
@@ -92,8 +115,7 @@ def _changes(
             stage.name for stage in STAGES if (key := new.of.get((cell, stage.name))) and key != old.of[cell, stage.name]
         )
         if stages:
-            before, then = map(texts, pins[cell])
-            changed = {name: (before.get(name, ""), text) for name, text in then.items() if before.get(name) != text}
+            changed = differences(*pins[cell])
             because = "" if changed else f"compared with {after[cell].reference}, which changes"
             yield Change(cell, changed, stages, because)
 

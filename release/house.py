@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -228,9 +228,9 @@ class House:
             )
         return graph(STAGES, self.plans(cells), self.matrix, cells, until or names[-1])
 
-    def plans(self, cells: Iterable[str]) -> dict[str, Plan]:
-        """Return the plans of cells and of all that they are compared with. Raises MatrixError for one that is refused."""
-        found: dict[str, Plan] = {}
+    def plans(self, cells: Iterable[str], known: Mapping[str, Plan] | None = None) -> dict[str, Plan]:
+        """Return the `known` plans, and those of cells and of all that they are compared with. Raises MatrixError for one that is refused."""
+        found = dict(known or {})
         for cell in cells:
             following: str | None = cell
             while following is not None and following not in found:

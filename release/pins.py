@@ -6,16 +6,20 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 from release.errors import UsageError
 from release.matrix import parse
 from release.matrix.load import Matrix
 from release.types import COMMIT, IMAGE, SHA256, Base, Checkpoint, GitSource, Plan, Unknown, Weights, Wheel, dump, split_cell
-from release.types.words import VERSION
+from release.types.words import RELATIVE, VERSION
 
 OPEN: Final = "has a name and no commit yet: it is planned by the name"
 """Why a commit is unknown of which a command line gave the tag alone."""
+UNSEEN: Final = "digest unknown"
+"""What stands for the digest of a wheel of which a command line gave the version alone."""
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +37,7 @@ class Pin:
 
 
 Pins = Mapping[Pin, Any]
-"""All pins of one plan, with their values typed as in the plan; a wheel's is `version sha256:…`."""
+"""All pins of one plan, with their values typed as in the plan; a wheel's is `version sha256:…`, or `version digest unknown`."""
 
 
 def texts(pins: Pins) -> dict[str, str]:
@@ -41,6 +45,11 @@ def texts(pins: Pins) -> dict[str, str]:
     found = {str(pin): text_of(value) for pin, value in pins.items() if pin.kind != "wheel"}
     wheels = [f"{pin}={value}" for pin, value in sorted(pins.items(), key=lambda each: each[0]) if pin.kind == "wheel"]
     return found | ({"wheels": f"{len(wheels)} {_sha256(' '.join(wheels))[:19]}"} if wheels else {})
+
+
+def differences(before: Pins, then: Pins) -> dict[str, tuple[str, str]]:
+    """Return the pins of one plan that have become others, each wheel by its name, in a few words: what they were, what they are."""
+    return {str(pin): (text_of(before[pin]), text_of(value)) for pin, value in then.items() if before[pin] != value}
 
 
 def traits(plan: Plan) -> dict[str, str]:
@@ -63,16 +72,23 @@ def pins_of(plan: Plan, matrix: Matrix) -> Pins:
     return found
 
 
-def wheel_pins(matrix: Matrix, path: str) -> dict[Pin, str]:
-    """Return the pins of a wheels' file, each `version sha256:…`. Raises FetchError for a file that is none."""
+def wheel_pins(matrix: Matrix, path: str) -> Mapping[Pin, str]:
+    """Return the pins of a wheels' file, each `version sha256:…`, parsed once for each state of it. Raises FetchError for one that is none."""
+    file = matrix.file(path)
+    facts = file.stat()
+    return _wheel_pins_once(file, (facts.st_mtime_ns, facts.st_size))
+
+
+@cache
+def _wheel_pins_once(path: Path, stamp: tuple[int, int]) -> Mapping[Pin, str]:
     from release.builders.wheels import normalised, read_pins
 
-    return {Pin("wheel", normalised(pin.name)): f"{pin.version} {pin.digest}" for pin in read_pins(matrix.file(path))}
+    return {Pin("wheel", normalised(pin.name)): f"{pin.version} {pin.digest}" for pin in read_pins(path)}
 
 
 def wheels_text(pins: Pins) -> str:
     """Return the wheels among the pins as a file that pip reads; empty where there are none."""
-    wheels = sorted((pin.name, *str(value).split()) for pin, value in pins.items() if pin.kind == "wheel")
+    wheels = sorted((pin.name, *str(value).split(" ", 1)) for pin, value in pins.items() if pin.kind == "wheel")
     return "".join(f"{name}=={version} --hash={digest}\n" for name, version, digest in wheels)
 
 
@@ -153,15 +169,17 @@ def text_of(value: Any) -> str:
         text = value.commit if isinstance(value.commit, str) else value.tag or "unknown"
         text += f", patch {text_of(value.vendor_patch.sha256)}" if value.vendor_patch else ""
     elif isinstance(value, Wheel):
-        text = f"{value.version} {value.sha256}"
+        text = f"{value.version} {UNSEEN if value.sha256 == _stand_in(value.wheel) else value.sha256}"
     elif isinstance(value, Base):
         made = f"made here {_sha256(str(dump(value)))[:19]}"
         text = value.image or (f"to be got: {text_of(value.access.name)}" if value.access else made)
     elif isinstance(value, Checkpoint) and value.hub:
         text = f"{value.hub.repository} {text_of(value.hub.revision)}"
+    elif isinstance(value, Weights):
+        version = f" {text_of(value.version)}" if value.version else ""
+        text = f"{value.tool}{version} {_sha256(str(dump(value)))[:19]}"
     else:
-        document = dump(value)
-        text = f"{document.get('tool') or document.get('path')} {_sha256(str(document))[:19]}"
+        text = f"{value.path} {_sha256(str(dump(value)))[:19]}"
     return text
 
 
@@ -172,7 +190,10 @@ def _source(value: GitSource | Wheel, bump: Bump) -> GitSource | Wheel:
         if digest:
             return value.model_copy(update={"sha256": text})
         _want(VERSION, bump, "a version, or a digest sha256:…")
-        return value.model_copy(update={"wheel": f"{value.name}=={text}", "sha256": _sha256(f"{value.name}=={text}, {OPEN}")})
+        wheel = f"{value.name}=={text}"
+        return value if text == value.version else value.model_copy(update={"wheel": wheel, "sha256": _stand_in(wheel)})
+    if text in (value.commit, value.tag):
+        return value
     if digest and value.vendor_patch:
         return value.model_copy(update={"vendor_patch": value.vendor_patch.model_copy(update={"sha256": text})})
     named = not COMMIT.fullmatch(text)
@@ -181,11 +202,16 @@ def _source(value: GitSource | Wheel, bump: Bump) -> GitSource | Wheel:
 
 
 def _wheel(value: str, bump: Bump) -> str:
-    version, digest = value.split()
+    version = value.partition(" ")[0]
     if SHA256.fullmatch(bump.value):
         return f"{version} {bump.value}"
     _want(VERSION, bump, "a version, or a digest sha256:…")
-    return f"{bump.value} {digest if bump.value == version else _sha256(f'{bump.value} {OPEN}')}"
+    return value if bump.value == version else f"{bump.value} {UNSEEN}"
+
+
+def _stand_in(wheel: str) -> str:
+    """Return what stands in a plan for the digest of NAME==VERSION that nobody knows: it is shown to no one."""
+    return _sha256(f"{wheel} {UNSEEN}")
 
 
 def _model(value: Checkpoint, bump: Bump) -> Checkpoint:
@@ -206,6 +232,8 @@ def _tool(value: Weights, bump: Bump) -> Weights:
 def _base(value: Base | Unknown, bump: Bump) -> Base:
     """Return the base image that is meant: NAME@sha256:…, or a digest alone where a name is known."""
     text = bump.value
+    if isinstance(value, Base) and value.image and text in (value.image, value.image.partition("@")[2]):
+        return value
     if SHA256.fullmatch(text) and isinstance(value, Base):
         known = value.image or (value.access.name if value.access and isinstance(value.access.name, str) else "")
         text = f"{re.sub(r'(@.*|:[^/:]*)$', '', known)}@{text}"
@@ -222,15 +250,21 @@ def _want(pattern: re.Pattern[str], bump: Bump, what: str) -> None:
         raise UsageError(f"--bump {bump.name}={bump.value}: is not {what}")
 
 
-def _text(value: str, bump: Bump) -> str:
+def _patches(value: str, bump: Bump) -> str:
+    _want(RELATIVE, bump, "a patch set such as NAME/VERSION")
+    return bump.value
+
+
+def _package(value: str | Unknown, bump: Bump) -> str:
+    _want(VERSION, bump, "a version")
     return bump.value
 
 
 CHANGES: Final[Mapping[str, Callable[[Any, Bump], Any]]] = {
     "base": _base,
     "source": _source,
-    "patches": _text,
-    "package": _text,
+    "patches": _patches,
+    "package": _package,
     "wheel": _wheel,
     "model": _model,
     "weights": _tool,

