@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from release.errors import StoreError, UsageError, VerificationError
 from release.oci import CHUNK, IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout, sha256_file
+from release.types.words import bared
 
 if TYPE_CHECKING:
     from release.publish.distribution import Registry
@@ -49,8 +50,7 @@ def shelf_at(address: str) -> Shelf:
     parts = urlsplit(address)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
         return FolderShelf(Path(unquote(parts.path)))
-    shown = address if "@" not in address else "…" + address.rpartition("@")[2]  # a password may stand before it
-    raise UsageError(f"{shown} is no remote store", next_step=f"write {SCHEMES}")
+    raise UsageError(f"{bared(address)} is no remote store", next_step=f"write {SCHEMES}")
 
 
 class RegistryShelf:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from release.errors import UsageError
 
@@ -59,6 +60,15 @@ def house_of(context: click.Context) -> House:
 
     options = context.find_root().obj
     return House.open(options["matrix"], options["store"], options["engine"], options["hosts"])
+
+
+def chosen(house: House, patterns: Sequence[str], fixed: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the ids of the cells that are meant, as `select` does. Raises UsageError for any pattern that no cell fits."""
+    from release.batch import select
+
+    for pattern in patterns:
+        select(house, [pattern], fixed)
+    return select(house, patterns, fixed)
 
 
 def remote_options(function: F) -> F:
@@ -119,6 +129,13 @@ def cluster_for(executor: str, address: str | None, jobs: int | None) -> Iterato
 def remote_house(house: House, address: str | None, trusted: Sequence[Path], *, read_only: bool) -> House:
     """Return the house with its store in front of the remote one at `address`, if one is named. What is refused there is told at once."""
     if address is None:
+        source = click.get_current_context().get_parameter_source
+        for option in ("remote_trust", "remote_read_only"):  # in the environment, they may wait for a store
+            if source(option) is ParameterSource.COMMANDLINE:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} is for a remote store, and none is named",
+                    next_step="name it with --remote-store or RELEASE_REMOTE_STORE",
+                )
         return house
     from release.remote import Remote, Trust
     from release.shelves import shelf_at

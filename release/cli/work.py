@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from release.cli.options import cluster_for, complete, complete_stage, executor_options, house_of, remote_house, remote_options
+from release.cli.options import (
+    chosen,
+    cluster_for,
+    complete,
+    complete_stage,
+    executor_options,
+    house_of,
+    remote_house,
+    remote_options,
+)
 from release.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,12 +90,18 @@ def plan(
     from release.show.plan import plan as plan_text
 
     house = house_of(context)
+    asked = Asked(device, device_memory, devices, tensor_parallel_size, pipeline_parallel_size, _settings(args))
+    if bumps and (until or asked != Asked()):
+        raise UsageError(
+            "--bump plans cells as their files say, to the end", next_step="leave out --until and all that changes a plan"
+        )
+    if everything and until and not bumps:
+        raise UsageError("--until is for the plan of one cell", next_step="leave it out: --all shows a line a cell")
     if bumps:
         click.echo(_bumped(house, {"chip": chip, "model": model, "precision": precision}, everything, patterns, bumps, as_json))
         return
     if patterns:
         raise UsageError("--select is for --bump here", next_step="--all takes patterns in --chip, --model and --precision")
-    asked = Asked(device, device_memory, devices, tensor_parallel_size, pipeline_parallel_size, _settings(args))
     if everything:
         _tell(overview(house, asked, {"chip": chip, "model": model, "precision": precision}, as_json=as_json))
         return
@@ -120,14 +135,13 @@ def _bumped(
     as_json: bool,
 ) -> str:
     """Return what other pins would change of the cells that are meant."""
-    from release.batch import select
     from release.bump import effect
     from release.pins import Bump
     from release.show.night import bump as bump_text
 
     if not (everything or patterns or (named["chip"] and named["model"])):
         raise UsageError("say which cells: --chip and --model, --select PATTERN, or --all")
-    return bump_text(effect(house, select(house, patterns, named), [Bump.parse(text) for text in bumps]), as_json=as_json)
+    return bump_text(effect(house, chosen(house, patterns, named), [Bump.parse(text) for text in bumps]), as_json=as_json)
 
 
 def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
@@ -213,24 +227,23 @@ def build(
 
     With --all or --select, many cells at once: what they share is done once, and each failure is told once.
     """
-    if tag is not None and to is None:
-        raise UsageError("--tag is the tag in a registry: which one?", next_step="give --to HOST/NAMESPACE as well")
-    house = remote_house(house_of(context), remote_store, remote_trust, read_only=remote_read_only)
     many = everything or bool(patterns)
     if not many and (chip is None or model is None):
         raise UsageError("say what to build: --chip and --model, --select PATTERN, or --all")
+    _fit_together(many=many, limited=bool(limits), keep_going=keep_going, until=until, to=to, tag=tag)
+    house = remote_house(house_of(context), remote_store, remote_trust, read_only=remote_read_only)
     with cluster_for(executor, address, jobs) as cluster:
         how: dict[str, Any] = {"until": until, "dist": dist, "to": to, "tag": tag, "least": require, "runner": _runner(cluster)}
         slots = jobs or (cluster.slots if cluster else None)
         outcome: Outcome | Batch
         if many:
-            from release.batch import build_all, local_limits, select
+            from release.batch import build_all, local_limits
             from release.session import Session
             from release.show.batch import batch as shown
 
-            cells = select(house, patterns, {"chip": chip, "model": model, "precision": precision})
+            cells = chosen(house, patterns, {"chip": chip, "model": model, "precision": precision})
             here = local_limits(
-                house, cells, None if cluster else jobs, _counts(limits)
+                house, cells, None if cluster else jobs, _counts(house, limits)
             )  # this machine has as many servers as ever
             session = Session(house.engine_kind, use_build_cache=not no_build_cache, hosts=house.hosts())
             here = replace(here, jobs=slots or here.jobs)
@@ -246,6 +259,18 @@ def build(
         outcome.require(require)
 
 
+def _fit_together(*, many: bool, limited: bool, keep_going: bool, until: str | None, to: str | None, tag: str | None) -> None:
+    """Raise UsageError for options of a build that would change nothing beside the others."""
+    if not many and (limited or not keep_going):
+        raise UsageError(
+            f"{'--limit' if limited else '--stop-at-failure'} is for many cells", next_step="--select or --all builds many"
+        )
+    if tag is not None and to is None:
+        raise UsageError("--tag is the tag in a registry: which one?", next_step="give --to HOST/NAMESPACE as well")
+    if to is not None and until not in (None, "publish"):
+        raise UsageError("nothing can be pushed before the stage publish", next_step="leave out --until, or --to")
+
+
 def _runner(cluster: Cluster | None) -> Runner:
     """Return what makes the run of a build: over the cluster, if there is one."""
     from release.pipeline import Run
@@ -253,13 +278,22 @@ def _runner(cluster: Cluster | None) -> Runner:
     return cluster.run if cluster else Run
 
 
-def _counts(limits: tuple[str, ...]) -> dict[str, int]:
-    """Return NAME=COUNT options as numbers. Raises UsageError for what is none."""
-    found = {}
+def _counts(house: House, limits: tuple[str, ...]) -> dict[str, int]:
+    """Return NAME=COUNT options as numbers. Raises UsageError for what is none, and for a resource that no stage uses."""
+    from release.matrix.parse import near
+    from release.stages import DISK, HOST_SERVERS, NETWORK
+
+    found, plain = {}, [NETWORK, DISK, HOST_SERVERS]
+    known = [*plain, *(f"device:{chip}" for chip in house.matrix.chips())]
     for text in limits:
         name, _, count = text.rpartition("=")
         if not name or not count.isdecimal() or not int(count):
             raise UsageError(f"--limit {text}: is not NAME=COUNT", next_step="as in --limit device:CHIP=8")
+        if name not in known:
+            raise UsageError(
+                f"--limit {text}: there is no resource {name!r}{near(name, known)}",
+                next_step=f"there are: {', '.join(plain)}, and device:CHIP",
+            )
         found[name] = int(count)
     return found
 

@@ -47,12 +47,18 @@ def tag_of(arm: str) -> str:
     return arm.replace("~", "-")
 
 
+def bared(address: str) -> str:
+    """Return a text as it may be shown: of an address with a user before its host, who may have a password, only what comes after."""
+    scheme, mark, rest = address.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}" if mark and "@" in rest else address
+
+
 def matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     """Return the check that a text matches, for an annotation; `what` says what it ought to be."""
 
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
-            raise ValueError(f"{value!r} is not {what}")
+            raise ValueError(f"{bared(value)!r} is not {what}")
         return value
 
     return AfterValidator(check)

@@ -61,6 +61,13 @@ def test_the_example_of_the_readme_is_what_it_says(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("user", ["builder:hunter2", "builder:hun/ter2", "builder:hun@ter2", ":hunter2"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path, user: str) -> None:
+    with pytest.raises(MatrixError, match=r"'ssh://…@rack-a.lab:2222' is not an engine's address") as refused:
+        hosts_of(tmp_path, GOOD.replace("builder@", f"{user}@"))
+    assert "ter2" not in f"{refused.value} {refused.value.next_step}"
+
+
 def test_without_a_file_there_are_no_hosts(tmp_path: Path) -> None:
     assert House.open((), tmp_path, "auto").hosts() is None
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import release
+from command import CELL, release
 from folders import write
 from rich.console import Console
 
@@ -240,5 +240,34 @@ def test_the_command_tells_cells_causes_and_exit_code(tmp_path: Path) -> None:
     assert answer.err.splitlines()[-2].startswith("stage: 2 of 6 cells could not be built")
     assert release("build", store=tmp_path / "store").status == 2
     assert release("build", "--all", "--tag", "x", store=tmp_path / "store").status == 2
-    assert release("build", "--all", "--limit", "network=none", store=tmp_path / "store").status == 2
     json.loads(answer.out)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("build", "--all", "--limit", "network=none"), "--limit network=none: is not NAME=COUNT"),
+        (("build", "--all", "--limit", "devize:cpu=3"), "no resource 'devize:cpu' (did you mean 'device:cpu'"),
+        (("build", "--select", PLAIN, "--select", "ascned/*", "--until", "render"), "no cell fits ascned/*"),
+        (("plan", "--select", PLAIN, "--select", "ascned/*", "--bump", "base=x"), "no cell fits ascned/*"),
+        (("build", *CELL, "--limit", "disk=1"), "--limit is for many cells"),
+        (("build", *CELL, "--stop-at-failure"), "--stop-at-failure is for many cells"),
+        (
+            ("build", "--all", "--until", "weights", "--to", "registry.example.org/x"),
+            "nothing can be pushed before the stage publish",
+        ),
+        (("build", "--all", "--to", "https://BAD//"), "https://BAD"),
+        (("build", *CELL, "--remote-trust", "nowhere.pub"), "--remote-trust is for a remote store"),
+        (("build", *CELL, "--remote-read-only"), "--remote-read-only is for a remote store"),
+        (("plan", *CELL, "--bump", "torch=9", "--until", "render"), "--bump plans cells as their files say"),
+        (("plan", *CELL, "--bump", "torch=9", "--devices", "2"), "--bump plans cells as their files say"),
+        (("plan", "--all", "--until", "render"), "--until is for the plan of one cell"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_an_error_of_usage_before_anything_is_built(
+    words: tuple[str, ...], wanted: str, tmp_path: Path
+) -> None:
+    answer = release(*words, store=tmp_path / "store", env={"RELEASE_REMOTE_TRUST": ""}, timeout=300)
+    assert answer.status == 2 and answer.err.startswith("usage: ") and wanted in answer.err
+    assert answer.out == "" and not list((tmp_path / "store").rglob(".entry.json"))

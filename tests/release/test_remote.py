@@ -233,6 +233,12 @@ def test_an_address_that_is_no_remote_store_is_an_error_of_usage(address: str) -
         shelf_at(address)
 
 
+def test_a_password_in_an_address_that_is_no_remote_store_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as refused:
+        shelf_at("https://me:hunter2@registry.example.org/x")
+    assert str(refused.value) == "https://…@registry.example.org/x is no remote store"
+
+
 def test_a_stage_whose_result_lies_outside_its_folder_is_not_shared(tmp_path: Path) -> None:
     from dataclasses import replace
 
