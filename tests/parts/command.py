@@ -103,7 +103,7 @@ class Running:
     def interrupt(self) -> int:
         """Press Ctrl-C (SIGINT to the whole group) and return the exit status."""
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=600)
 
 
 def done_stages(lines: Sequence[str]) -> list[str]:
