@@ -18,6 +18,8 @@ from release.types.performance import Load, Machine, Performance, Point, Run
 
 JUDGED = ("of_reference", "of_last", "last", "last_sha256")
 """What of a load only the gate reads: another bound measures nothing again."""
+QUOTED = 200
+"""Characters of a log's line that are quoted, from what proves on where it is longer."""
 
 
 def performance(work: Work) -> str:
@@ -138,10 +140,12 @@ def _proven(claim: JSON, log: str) -> Verdict:
     """
     fitting = (line.strip() for line in log.splitlines() if re.search(claim["proof"], line))
     line = next((line for line in fitting if LINE not in line or re.search(rf"[:;] {claim['library']}( \(|:)", line)), None)
+    if line and len(line) > QUOTED and (fits := re.search(claim["proof"], line)):
+        line = f"{line[fits.start() :][: QUOTED - 1]}…"
     return Verdict(
         name="operators/proof",
         status=Status.PASSED if line else Status.FAILED,
-        measured=line[-200:] if line else f"no such line among {len(log.splitlines())}",
+        measured=line or f"no such line among {len(log.splitlines())}",
         wanted=f"a line of the server's log that fits {claim['proof']!r}",
         reason=f"{claim['library']} is {'switched on, as the log says' if line else 'claimed, and nothing in the log shows it'}.",
         figures={"finding": "PROVEN" if line else "UNPROVEN", "library": claim["library"], "env": claim["env"]},

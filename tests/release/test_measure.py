@@ -128,6 +128,14 @@ def test_a_line_of_our_plugin_that_names_no_operator_of_the_library_proves_none(
     assert verdict["status"] == status
 
 
+def test_a_long_line_is_quoted_from_what_proves_on(tmp_path: Path) -> None:
+    claim = {**CLAIM, "library": "ours", "proof": "release operators: ours"}
+    log = f"(Worker pid=7) INFO 11-27 [plugin.py:80] release operators: ours: rms-norm; native (excluded): {'x, ' * 99}"
+    (verdict,) = judged(work(tmp_path, {**reads_judge(plan(), Matrix()), "operators": claim}, log=log))
+    assert verdict["measured"].startswith("release operators: ours: rms-norm; native") and verdict["measured"].endswith("…")
+    assert len(verdict["measured"]) == 200
+
+
 def test_a_host_is_told_by_its_processor_and_not_by_its_name() -> None:
     import socket
 
