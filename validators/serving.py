@@ -14,7 +14,7 @@ from uuid import uuid4
 import requests
 
 from release.containers import Engine
-from release.errors import EngineError, ServingError
+from release.errors import ServingError
 from release.guard import Guard
 
 POLL: Final = 0.25
@@ -42,7 +42,7 @@ class Server:
         """Return the end of what the server wrote, if it has ended; nothing while it runs, or where nobody can say any more."""
         try:
             return "" if self.engine.running(self.container)[0] else _tail(self.log())
-        except EngineError:
+        except Exception:  # whatever is wrong with the engine by now must not stand before what failed
             return ""
 
 
