@@ -234,7 +234,12 @@ def copied(inputs: Inputs) -> Inputs:
     """Return inputs in memory of their own, laid out as they are."""
     import torch
 
-    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    def own(value: torch.Tensor) -> torch.Tensor:
+        if 0 in value.stride():  # elements that share memory cannot be written one by one
+            return value.clone()
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device).copy_(value)
+
+    return {name: own(value) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def away(

@@ -39,10 +39,11 @@ served itself may be Triton's as well (vLLM's fused experts are, on a device): o
 SWITCHED: Final = ("ours", "flaggems")
 """Libraries of the registry that stand in for the engine's own."""
 SERVED: Final = (
-    "FlagOS' rule: distinct names of operators that no other operator calls, on the host's side of the profile: those in Triton, and those of "
+    "by record: distinct names of operators that no other operator calls, on the host's side of the profile: those in Triton, and those of "
     "ATen that FlagGems' own record says it served, of all, each counted once"
 )
-"""What the share counts that needs FlagGems' record: FlagOS' own way of counting (vllm-plugin-FL, tools/operator_profile)."""
+"""What the share counts that needs FlagGems' record. It is not the rule of FlagOS' own tool (vllm-plugin-FL, tools/operator_profile): that
+one goes by operators that a device's kernels are linked to, and over a run without FlagGems."""
 RULES: Final = (
     "Communication and what no pattern knows stay in the total; what no pattern knows never counts as Triton. A switch that is set counts "
     "for nothing: only what the profile shows ran. On a host processor, what is in Triton runs in its interpreter."
@@ -124,7 +125,7 @@ def read_trace(path: Path) -> list[Any]:
 def coverage(traces: Iterable[list[Any]], served: Collection[str] | None = None) -> Coverage:
     """Count the operators of all traces of one server. If any has kernels of a device, kernels alone are counted, in all of them.
 
-    `served` are ATen's operators that FlagGems recorded to have served (`aten.read_served`): with it there is one more share, by FlagOS' rule.
+    `served` are ATen's operators that FlagGems recorded to have served (`aten.read_served`): with it there is one more share, by that record.
     Raises ValueError where there is neither a kernel nor an operator.
     """
     spans = [[span for event in events if (span := _span(event))] for events in traces]
@@ -160,7 +161,7 @@ def _by_record(
     names = {name for trace in host for name, launched, _ in _operators(trace) if launched and not waiting.search(name)}
     rows = {name: next((row for row in known if row.pattern.search(name)), None) for name in names}
     triton = sum(name in served or (row is not None and row.triton) for name, row in rows.items())
-    return Share("kinds, FlagOS", triton, len(names), SERVED)
+    return Share("kinds, by record", triton, len(names), SERVED)
 
 
 def recorded(rows: Iterable[Mapping[str, Any]]) -> tuple[Share, ...]:

@@ -78,7 +78,7 @@ def silu(layer: Any, libraries: Sequence[str], calls: Calls, registry: Registry)
 
     class Silu(layer):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
-            library = asked if _fits(registry, "silu-mul", asked, x) else NATIVE
+            library = asked if _in_rows(x) and _fits(registry, "silu-mul", asked, x) else NATIVE
             _count(calls, "silu-mul", library, x)
             if library == NATIVE:
                 return super().forward(x)

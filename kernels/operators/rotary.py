@@ -82,7 +82,7 @@ def launch(
     `positions` [tokens] are whole numbers, rows of `table` [positions, rotary], which holds the cosines and then the sines of each pair.
     """
     rotary = table.shape[1]
-    if rotary % 2 or rotary > query.shape[2] or query.shape[2] != key.shape[2] or len(query) != len(positions) != len(key):
+    if rotary % 2 or rotary > query.shape[2] or query.shape[2] != key.shape[2] or not len(query) == len(key) == len(positions):
         raise ValueError(f"query {tuple(query.shape)}, key {tuple(key.shape)} and a table of {rotary} do not fit")
     if query.stride(2) != 1 or key.stride(2) != 1 or table.stride(1) != 1 or not positions.is_contiguous():
         raise ValueError("dimensions of a head, of the table, or positions are not contiguous")

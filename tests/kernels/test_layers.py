@@ -212,3 +212,26 @@ def test_an_int8_linear_layer_is_computed_by_ours_or_stays_the_engines_and_is_co
             for library, calls in (("ours", 2), ("native", 4))
         )
     )
+
+
+LAID = """
+import torch
+from release.kernels.contest import copied
+from release.kernels.operators import rotary
+
+heads = torch.arange(60.0).view(3, 5, 4)[:, :2]
+own = copied({"x": heads, "wide": torch.ones(1).expand(3), "epsilon": 1e-6})
+assert own["x"].stride() == heads.stride() and torch.equal(own["x"], heads) and own["x"].data_ptr() != heads.data_ptr()
+assert torch.equal(own["wide"], torch.ones(3)) and own["epsilon"] == 1e-6
+for keys in (2, 6):
+    try:
+        rotary.launch(torch.arange(4), torch.ones(4, 2, 8), torch.ones(keys, 1, 8), torch.ones(9, 8), False)
+    except ValueError as problem:
+        print(problem)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not here")
+def test_a_key_of_another_length_is_refused_and_copies_lie_as_what_they_are_copies_of(tmp_path: Path) -> None:
+    assert run(tmp_path, LAID).count("do not fit") == 2

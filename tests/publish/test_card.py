@@ -584,11 +584,11 @@ def test_a_share_of_triton_stands_on_the_card_with_its_definition_or_not_at_all(
 
 def test_a_chinese_card_says_in_chinese_what_every_share_counts() -> None:
     definitions = [*DEFINITIONS[True].values(), *DEFINITIONS[False].values(), *RECORDED.values(), SERVED]
-    shares = [{"by": "kinds, FlagOS", "share": 0.5, "triton": 1, "total": 2, "definition": each} for each in definitions]
+    shares = [{"by": "kinds, by record", "share": 0.5, "triton": 1, "total": 2, "definition": each} for each in definitions]
     for counted in COUNTED:
         card = render_card(record(coverage={**COVERED, "counted": counted, "shares": shares}), "zh")
         assert not [word for word in (counted, RULES, *definitions) if word in card]
-        assert card.count("| 算子种类（FlagOS） |") == len(definitions)
+        assert card.count("| 算子种类（按记录） |") == len(definitions)
 
 
 def test_a_card_without_recorded_calls_speaks_of_no_plugin() -> None:
