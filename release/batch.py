@@ -117,20 +117,20 @@ class Batch:
 def select(house: House, patterns: Iterable[str], fixed: Mapping[str, str | None]) -> tuple[str, ...]:
     """Return the ids of the cells that any of the patterns fits (`*/qwen3-*@w8a8`; all where there is none) and the options do.
 
-    `fixed` maps chip, model, precision to what was asked for. Raises UsageError where no cell is left.
+    `fixed` maps chip, model, precision to what was asked for. Raises UsageError for any pattern that no cell fits.
     """
-    wanted = tuple(patterns)
-    found = []
+    wanted, fitting = tuple(patterns), []
     for cell, file in house.matrix.cells():
         fits = {"chip": file.chip, "model": file.model, "precision": cell.partition("@")[2]}
-        if all(value in (None, fits[name]) for name, value in fixed.items()) and (
-            not wanted or any(fnmatchcase(cell, pattern) for pattern in wanted)
-        ):
-            found.append(cell)
-    if not found:
-        asked = ", ".join([*wanted, *(value for value in fixed.values() if value)])
-        raise UsageError(f"no cell fits {asked}", next_step="`release matrix` lists the cells; patterns are as '*/qwen3-*@w8a8'")
-    return tuple(found)
+        if all(value in (None, fits[name]) for name, value in fixed.items()):
+            fitting.append(cell)
+    for pattern in wanted or ("*",):
+        if not any(fnmatchcase(cell, pattern) for cell in fitting):
+            asked = ", ".join([*([pattern] if wanted else []), *(value for value in fixed.values() if value)])
+            raise UsageError(
+                f"no cell fits {asked}", next_step="`release matrix` lists the cells; patterns are as '*/qwen3-*@w8a8'"
+            )
+    return tuple(cell for cell in fitting if not wanted or any(fnmatchcase(cell, pattern) for pattern in wanted))
 
 
 def local_limits(house: House, cells: Iterable[str], jobs: int | None, told: Mapping[str, int]) -> Limits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -60,15 +60,6 @@ def house_of(context: click.Context) -> House:
 
     options = context.find_root().obj
     return House.open(options["matrix"], options["store"], options["engine"], options["hosts"])
-
-
-def chosen(house: House, patterns: Sequence[str], fixed: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Return the ids of the cells that are meant, as `select` does. Raises UsageError for any pattern that no cell fits."""
-    from release.batch import select
-
-    for pattern in patterns:
-        select(house, [pattern], fixed)
-    return select(house, patterns, fixed)
 
 
 def remote_options(function: F) -> F:

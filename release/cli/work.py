@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from release.cli.options import (
-    chosen,
     cluster_for,
     complete,
     complete_stage,
@@ -135,13 +134,14 @@ def _bumped(
     as_json: bool,
 ) -> str:
     """Return what other pins would change of the cells that are meant."""
+    from release.batch import select
     from release.bump import effect
     from release.pins import Bump
     from release.show.night import bump as bump_text
 
     if not (everything or patterns or (named["chip"] and named["model"])):
         raise UsageError("say which cells: --chip and --model, --select PATTERN, or --all")
-    return bump_text(effect(house, chosen(house, patterns, named), [Bump.parse(text) for text in bumps]), as_json=as_json)
+    return bump_text(effect(house, select(house, patterns, named), [Bump.parse(text) for text in bumps]), as_json=as_json)
 
 
 def _settings(args: tuple[str, ...]) -> dict[str, Argument]:
@@ -237,11 +237,11 @@ def build(
         slots = jobs or (cluster.slots if cluster else None)
         outcome: Outcome | Batch
         if many:
-            from release.batch import build_all, local_limits
+            from release.batch import build_all, local_limits, select
             from release.session import Session
             from release.show.batch import batch as shown
 
-            cells = chosen(house, patterns, {"chip": chip, "model": model, "precision": precision})
+            cells = select(house, patterns, {"chip": chip, "model": model, "precision": precision})
             here = local_limits(
                 house, cells, None if cluster else jobs, _counts(house, limits)
             )  # this machine has as many servers as ever

@@ -48,13 +48,18 @@ def test_patterns_and_options_choose_cells(tmp_path: Path) -> None:
     everything = select(here, (), {})
     assert len(everything) == len(list(here.matrix.cells()))
     assert select(here, ("*/tiny-qwq@w*",), {}) == ("cpu/tiny-qwq@w8a8", "cpu/tiny-qwq@w4a16", "cpu/tiny-qwq@w4a16~gptq")
-    assert select(here, ("cpu/*", "vastai/*"), {"model": "qwq-32b"}) == ("vastai/qwq-32b@fp16", "vastai/qwq-32b@w8a16")
+    assert select(here, ("*@w8a16", "*@fp16"), {"model": "qwq-32b"}) == ("vastai/qwq-32b@fp16", "vastai/qwq-32b@w8a16")
     assert {cell.partition("@")[2] for cell in select(here, (), {"precision": "w8a8sc"})} == {"w8a8sc"}
 
 
 def test_no_cell_that_fits_is_an_error_of_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^no cell fits gpu/\*, qwq$"):
         select(house(tmp_path), ("gpu/*",), {"model": "qwq"})
+
+
+def test_a_pattern_that_no_cell_fits_is_refused_whatever_the_others_fit(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^no cell fits ascned/\*$"):
+        select(house(tmp_path), (PLAIN, "ascned/*"), {})
 
 
 def test_what_cells_share_is_done_once_and_a_second_run_does_nothing(tmp_path: Path) -> None:
@@ -251,6 +256,8 @@ def test_the_command_tells_cells_causes_and_exit_code(tmp_path: Path) -> None:
         (("build", "--all", "--limit", "devize:cpu=3"), "no resource 'devize:cpu' (did you mean 'device:cpu'"),
         (("build", "--select", PLAIN, "--select", "ascned/*", "--until", "render"), "no cell fits ascned/*"),
         (("plan", "--select", PLAIN, "--select", "ascned/*", "--bump", "base=x"), "no cell fits ascned/*"),
+        (("status", "--select", PLAIN, "--select", "ascned/*"), "no cell fits ascned/*"),
+        (("export", "github", "--select", PLAIN, "--select", "ascned/*"), "no cell fits ascned/*"),
         (("build", *CELL, "--limit", "disk=1"), "--limit is for many cells"),
         (("build", *CELL, "--stop-at-failure"), "--stop-at-failure is for many cells"),
         (
