@@ -231,18 +231,26 @@ def _tool(value: Weights, bump: Bump) -> Weights:
 
 def _base(value: Base | Unknown, bump: Bump) -> Base:
     """Return the base image that is meant: NAME@sha256:…, or a digest alone where a name is known."""
-    text = bump.value
-    if isinstance(value, Base) and value.image and text in (value.image, value.image.partition("@")[2]):
-        return value
-    if SHA256.fullmatch(text) and isinstance(value, Base):
+    text, known = bump.value, ""
+    if isinstance(value, Base):
+        if value.image and text in (value.image, value.image.partition("@")[2]):
+            return value
         known = value.image or (value.access.name if value.access and isinstance(value.access.name, str) else "")
-        text = f"{re.sub(r'(@.*|:[^/:]*)$', '', known)}@{text}"
-    if not IMAGE.fullmatch(text):
+        known = re.sub(r"(@.*|:[^/:]*)$", "", known)
+    if SHA256.fullmatch(text) and known:
+        text = f"{known}@{text}"
+    if IMAGE.fullmatch(text):
+        return Base(image=text)
+    if SHA256.fullmatch(text):
         raise UsageError(
-            f"--bump {bump.name}={bump.value}: the base image has no name yet, and is pinned by digest",
-            next_step="write NAME@sha256:<64 hex digits>",
+            f"--bump {bump.name}={text}: the base image has no name yet", next_step="write NAME@sha256:<64 hex digits>"
         )
-    return Base(image=text)
+    name = re.sub(r":[^/:]*$", "", known) or "NAME"
+    tagged = text.partition("@")[0] if re.search("[/:]", text) else f"{name}:{text}"
+    raise UsageError(
+        f"--bump {bump.name}={text}: is no digest, and a base image is pinned by digest: a tag may move",
+        next_step=f"`docker buildx imagetools inspect {tagged}` shows it; write {name}@sha256:<64 hex digits>",
+    )
 
 
 def _want(pattern: re.Pattern[str], bump: Bump, what: str) -> None:

