@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from release.containers import run_command
 from release.house import House, Study
+from release.launch import run_command
 from release.publish.card import render_card
 from release.publish.record import CARDS, IMAGE_WORD, planned
 from release.store import write_whole

@@ -122,7 +122,7 @@ def serve_command(house: House, folder: Path, port: int | None, *, check: bool) 
 
 def _check_command(house: House, record: JSON, line: list[str], port: int) -> None:
     """Refuse a command that is not what our own chip's container contract gives: whoever wrote the record may be anybody."""
-    from release.containers import run_command
+    from release.launch import run_command
 
     serve, known = record["serve"], house.matrix.chip(str(record["chip"]["id"]))
     try:
@@ -143,5 +143,5 @@ def _check_command(house: House, record: JSON, line: list[str], port: int) -> No
         odd = [word for word in line if word not in ours]
         raise VerificationError(
             f"the record's command is not the one that {whose} of this matrix gives{': ' + ' '.join(odd) if odd else ''}",
-            next_step="read it with --dry-run; if you trust its author, run it yourhouse, or overlay the cell with --matrix",
+            next_step="read it with --dry-run; if you trust its author, run it yourself, or overlay the cell with --matrix",
         )

@@ -215,7 +215,7 @@ def _send(work: Work, facts: Mapping[str, Any], staging: Staging, host: str, eng
 
 
 def _command(reads: JSON, image_id: str, publish: str, folder: str, extra: Sequence[str]) -> list[str]:
-    from release.containers import run_command
+    from release.launch import run_command
 
     return run_command(
         Container.model_validate(tuples(reads["container"])),

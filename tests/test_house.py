@@ -20,7 +20,7 @@ ROOMS: Final = ("matrix", "templates", "patches", "kernels", "builders", "valida
 FLOORS: Final = (
     ("types",),
     ("errors",),
-    ("oci", "processes", "progress", "settings"),
+    ("oci", "processes", "progress", "settings", "launch"),
     ("hardware", "hubs"),
     ("store", "guard", "failures"),
     ("podman", "transport"),

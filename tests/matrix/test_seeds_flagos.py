@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from release.builders.engines import engine_named
-from release.containers import run_command
+from release.launch import run_command
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
 from release.types import Access, Base, GitSource, Plan, Unknown

@@ -21,10 +21,10 @@ from markdown_it import MarkdownIt
 from records import pebble, record, unbuilt
 
 from release.builders.engines import engine_named, health_of
-from release.containers import run_command
 from release.coverage import COUNTED
 from release.errors import ReleaseError, TemplateError, UsageError
 from release.kernels.coverage import DEFINITIONS, RECORDED, RULES, SERVED
+from release.launch import run_command
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
 from release.publish.card import literal, render_card

@@ -14,7 +14,7 @@ import pytest
 from command import CELL, Answer, release
 
 from release import patches
-from release.containers import run_command
+from release.launch import run_command
 from release.matrix.load import OURS, Matrix
 
 pytestmark = pytest.mark.integration
