@@ -45,9 +45,12 @@ def provide_canary(engine: Engine) -> str:
 
 
 def lay_out_canary(layout: Layout, machine: str) -> tuple[Descriptor, str]:
-    """Write the canary's image into a layout, the same bytes each time; return its manifest and its id."""
+    """Write the canary's image into a layout, the same bytes each time; return its manifest and its id.
+
+    Its layer is not that of the canary which an engine has imported: that one would not have to be pulled.
+    """
     _, _, architecture = MACHINES.get(machine, MACHINES["x86_64"])
-    rootfs = _rootfs(machine)
+    rootfs = _rootfs(machine, "pulled")
     layer = layout.put(LAYER_GZIP, gzip.compress(rootfs, mtime=0))
     about = {
         "architecture": architecture,
@@ -60,11 +63,11 @@ def lay_out_canary(layout: Layout, machine: str) -> tuple[Descriptor, str]:
     return layout.put_json(IMAGE_MANIFEST, document), config.digest
 
 
-def _rootfs(machine: str) -> bytes:
-    """Return the canary's root file system as a tar."""
+def _rootfs(machine: str, name: str = "ok") -> bytes:
+    """Return the canary's root file system as a tar: one program of that name."""
     program, stream = executable(machine), io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        member = tarfile.TarInfo("ok")
+        member = tarfile.TarInfo(name)
         member.size, member.mode = len(program), 0o755
         archive.addfile(member, io.BytesIO(program))
     return stream.getvalue()

@@ -37,8 +37,8 @@ ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Engine:
     """A container engine that answered: `cli` and `env` start its command line against the same engine.
 
-    Of an engine on another machine, `reach` are the words by which its command line gets there without our connection, and `forward`
-    gives a port of this machine that leads to one of the host's.
+    Of an engine on a host, `reach` are the words by which its command line gets there without our connection, `forward` gives a port of
+    this machine that leads to one of the host's, and `identity` is what the engine calls itself for good: empty where it does not.
     """
 
     kind: str
@@ -49,6 +49,7 @@ class Engine:
     env: Mapping[str, str] = field(default_factory=dict)
     reach: tuple[str, ...] = ()
     forward: Callable[[int], AbstractContextManager[int]] | None = None
+    identity: str = ""
 
     def has(self, image: str) -> bool:
         """Say whether the engine holds `image` (an id `sha256:…` or a reference)."""
@@ -157,6 +158,11 @@ class Engine:
         for image in self.client.images(all=False, filters={"label": label}):
             with contextlib.suppress(docker.errors.APIError):
                 self.client.remove_image(image["Id"], force=True)
+
+    def forget(self, image: str) -> None:
+        """Remove an image (its id) with all its names, if it is there."""
+        with refusals(f"image {image}"), contextlib.suppress(docker.errors.NotFound):
+            self.client.remove_image(image, force=True)
 
     def start(self, command: Sequence[str]) -> str:
         """Run a `docker run --detach …` command line on this engine and return the container's id."""
@@ -287,7 +293,9 @@ def engine_at(
 ) -> Engine:
     """Return the engine of a host, at a socket of this machine; `shown` is its address for people. Raises EngineError."""
     step = f"try it by hand: {' '.join(['docker', *(reach or ('--host', address)), 'version'])}"
-    return replace(_answering(address, shown, step, base_url=address), reach=reach, forward=forward)
+    engine = replace(_answering(address, shown, step, base_url=address), reach=reach, forward=forward)
+    # podman has another ID in every answer
+    return replace(engine, identity=str(engine.facts().get("ID") or "") if engine.kind == "docker" else "")
 
 
 def _answering(address: str, shown: str, step: str, **words: Any) -> Engine:

@@ -15,7 +15,7 @@ from uuid import uuid4
 from release import processes
 from release.canary import provide_canary, send
 from release.containers import Engine, engine_at
-from release.errors import EngineError, ReleaseError
+from release.errors import EngineError, HostError, ReleaseError
 from release.guard import Guard
 from release.leases import HOLDER, Grant, clear, leased
 from release.transport import Way, reach
@@ -48,9 +48,11 @@ class Fleet:
         self._locks = {name: threading.Lock() for name in hosts.hosts}
         self._open: dict[str, tuple[Engine, Way | None, ExitStack]] = {}
         self._lost: dict[str, threading.Event] = {}
+        self._known: dict[str, str] = {}
+        """Engines by what they call themselves, and the host that each was met as."""
 
     def engine(self, name: str) -> Engine:
-        """Return the engine of a host, reached if this run has not done so. Raises EngineError."""
+        """Return the engine of a host, reached if this run has not done so. Raises EngineError, and HostError as `_meet` does."""
         return self._reached(name)[0]
 
     def _reached(self, name: str) -> tuple[Engine, Way | None, ExitStack]:
@@ -61,11 +63,23 @@ class Fleet:
                     way = None if host.near else own.enter_context(reach(name, host, self._guard()))
                     reached = ("--host", host.docker)
                     engine = engine_at(way.door if way else host.docker, host.docker, reached, way.forward if way else None)
+                    self._meet(name, engine)
                 except BaseException:
                     own.close()
                     raise
                 self._open[name] = engine, way, own
             return self._open[name]
+
+    def _meet(self, name: str, engine: Engine) -> None:
+        """Note which host an engine is. Raises HostError where it was met as another one: what both lend is there once."""
+        with self._lock:
+            other = self._known.setdefault(engine.identity, name) if engine.identity else name
+        if other != name:
+            raise HostError(
+                f"{other} and {name} are one engine, whose ID is {engine.identity}: what both lend would be lent twice",
+                next_step=f"leave one of them out of hosts.yaml; if they are two machines, made of one image, give {name}'s engine an ID "
+                "of its own: remove engine-id in its data folder, and start it anew",
+            )
 
     @contextlib.contextmanager
     def sit(self, seat: Seat, note: str, say: Callable[[str], None] = lambda text: None) -> Iterator[Place]:

@@ -122,7 +122,13 @@ class House:
         found = parse.read(self.hosts_path, Hosts)
         known = self.matrix.chips()
         _check_staging(self.hosts_path, ("registry",), found.registry)
+        engines: dict[str, str] = {}
         for name, host in found.hosts.items():
+            if (other := engines.setdefault(host.docker, name)) != name:
+                raise MatrixError(
+                    f"{parse.locate(self.hosts_path, 'hosts', name, 'docker')}: {host.docker} is the engine of {other} already",
+                    next_step="name each engine once: one host may lend devices of several chips",
+                )
             _check_staging(self.hosts_path, ("hosts", name, "registry"), host.registry)
             for chip in host.chips:
                 if chip not in known:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import re
 import tarfile
 import threading
 import time
@@ -89,7 +90,7 @@ def dead(engine: Engine, host: str) -> list[Lease]:
     for lease in leases(engine):
         if lease.owner == myself():
             with ExitStack() as stack:
-                if _locked_here(stack, host, lease.device):
+                if _locked_here(stack, engine.identity or host, lease.device):
                     found.append(lease)
     return found
 
@@ -149,7 +150,7 @@ def _wait(
         held: dict[str, str] = {}
         with ExitStack() as locks:
             for device in devices:
-                free = len(held) < count and _locked_here(locks, host, device)
+                free = len(held) < count and _locked_here(locks, engine.identity or host, device)
                 if free and (container := _take(engine, image, device, token, note, lasts)):
                     held[device] = container
             if len(held) == count:
@@ -237,10 +238,13 @@ def clock_of(facts: dict[str, Any]) -> float:
         raise EngineError(f"the engine's clock shows {text!r}") from problem
 
 
-def _locked_here(stack: ExitStack, host: str, device: str) -> bool:
-    """Hold the file lock of a device until the stack closes; False where another build of this machine holds it."""
+def _locked_here(stack: ExitStack, engine: str, device: str) -> bool:
+    """Hold the file lock of a device until the stack closes; False where another build of this machine holds it.
+
+    It goes by what the engine calls itself, where it does: a host may have two names.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "release" / "leases" / f"{host}-{device.replace('/', '-')}"
+    path = cache / "release" / "leases" / re.sub(r"[^\w.-]", "-", f"{engine}-{device}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = stack.enter_context(path.open("a"))

@@ -88,6 +88,11 @@ def test_without_a_file_there_are_no_hosts(tmp_path: Path) -> None:
         ("[left, right]", "['a;b']", "devices"),
         ("MY_DEVICES", "MY-DEVICES", "environment variable"),
         ("labels:", "lables:", "lables"),
+        (
+            "unix:///run/docker.sock",
+            "ssh://builder@rack-a.lab:2222",
+            "hosts.here.docker: ssh://builder@rack-a.lab:2222 is the engine of rack-a",
+        ),
         ("chips: {cpu: {devices: 2, visible: MY_DEVICES}}", "chips: {cpuu: {devices: 2}}", "did you mean 'cpu'"),
         ("rack-a:\n", "Rack A:\n", "Rack A"),
         ("labels:", "registry: rack/staging\n    labels:", "rack-a.registry: 'rack/staging' is not a reference"),
