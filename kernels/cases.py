@@ -32,17 +32,20 @@ def cases_of(operator: Operator, facts: Facts, dtypes: Sequence[str], device: to
         return
     if reduced:
         shapes = [dict(items) for items in dict.fromkeys(tuple(operator.reduced(shape).items()) for shape in shapes)]
-    small = operator.edges.get("odd", operator.reduced(shapes[0]))
-    few = {**small, "rows": min(small.get("rows", 3), 3)}
+    smallest = {"": operator.edges.get("odd", operator.reduced(shapes[0]))}
+    if "odd heads" in operator.edges:  # rows that lie in another way are another way through the kernel
+        smallest["heads, "] = operator.edges["odd heads"]
     for name in dtypes:
         dtype = getattr(torch, name)
         for case, sizes in [*((spelled(shape), shape) for shape in shapes), *operator.edges.items()]:
             yield Case(case, name, partial(made, operator, sizes, dtype, device))
-        for kind in (FINITE if operator.finite else (LARGE, *VALUES)) if operator.hostile else ():
-            yield Case(kind, name, partial(made, operator, small, dtype, device, kind))
-        if operator.strided:
-            yield Case("rows apart", name, partial(made, operator, small, dtype, device), apart=True)
-            yield Case("rows 2^30 apart", name, partial(made, operator, few, dtype, device), far=True)
+        for of, small in smallest.items():
+            few = {**small, "rows": min(small.get("rows", 3), 3)}
+            for kind in (FINITE if operator.finite else (LARGE, *VALUES)) if operator.hostile else ():
+                yield Case(f"{of}{kind}", name, partial(made, operator, small, dtype, device, kind))
+            if operator.strided:
+                yield Case(f"{of}rows apart", name, partial(made, operator, small, dtype, device), apart=True)
+                yield Case(f"{of}rows 2^30 apart", name, partial(made, operator, few, dtype, device), far=True)
         if operator.adversarial:
             for kind, inputs in operator.adversarial(dtype, device, generator(device)).items():
                 yield Case(kind, name, partial(dict, inputs))
@@ -75,8 +78,9 @@ def some(value: float) -> Callable[[torch.Tensor], None]:
     """Return what puts a value at a few places."""
 
     def plant(values: torch.Tensor) -> None:
-        flat = values.view(-1)
-        flat[:: max(1, flat.numel() // 5)] = value
+        places = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+        places[:: max(1, values.numel() // 5)] = True
+        values.masked_fill_(places.view(values.shape), value)
 
     return plant
 

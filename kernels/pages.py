@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 import torch
 
 from .operator import Inputs
+
+SEED: Final = 20_261_128
 
 
 def sequences(inputs: Inputs) -> list[list[torch.Tensor]]:
@@ -38,18 +41,23 @@ def packed(inputs: Inputs) -> Inputs:
 
 
 def repaged(inputs: Inputs, page: int) -> Inputs:
-    """Return `key_cache` and `value_cache` in pages of `page` tokens, `tables` and `lengths`. What no token fills is zero."""
+    """Return `key_cache` and `value_cache` in pages of `page` tokens, `tables` and `lengths`. What no token fills is zero.
+
+    Pages lie in no order, as those of an engine that has served for a while: in order they would be read faster than ours are.
+    """
     whole = sequences(inputs)
     lengths = [len(key) for key, _ in whole]
     counts = [-(-length // page) for length in lengths]
     device = inputs["query"].device
     tables = torch.zeros(len(counts), max(1, *counts), dtype=torch.int32, device=device)
     caches = [part.new_zeros(max(1, sum(counts)), page, *part.shape[1:]) for part in whole[0]]
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(SEED)).to(device)
     for number, count in enumerate(counts):
-        first = sum(counts[:number])
-        tables[number, :count] = torch.arange(first, first + count, device=device)
+        mine = order[sum(counts[:number]) :][:count]
+        tables[number, :count] = mine
         for cache, part in zip(caches, whole[number], strict=True):
-            cache[first:].flatten(0, 1)[: len(part)] = part
+            rest = part.new_zeros(count * page - len(part), *part.shape[1:])
+            cache[mine] = torch.cat([part, rest]).unflatten(0, (count, page))
     there = torch.tensor(lengths, dtype=torch.int32, device=device)
     return {"key_cache": caches[0], "value_cache": caches[1], "tables": tables, "lengths": there}
 

@@ -107,7 +107,7 @@ OPERATOR: Final = Operator(
     inputs=inputs,
     shapes=shapes,
     reduced=lambda sizes: shrunk(sizes, rows=48, width=8192),
-    edges=rms_norm.OPERATOR.edges,
+    edges={name: sizes for name, sizes in rms_norm.OPERATOR.edges.items() if "heads" not in sizes},
     hostile=("x", "residual"),
     strided=("x", "residual"),
     in_place=("residual",),

@@ -121,6 +121,7 @@ OPERATOR: Final = Operator(
         "one row": {"rows": 1, "width": 128},
         "empty": {"rows": 0, "width": 128},
         "odd": {"rows": 7, "width": 641},
+        "odd heads": {"rows": 7, "heads": 3, "beside": 2, "width": 100},
         "longer than a tile": {"rows": 3, "width": 8193 + 64},
     },
     hostile=("x",),

@@ -68,3 +68,9 @@ def test_what_no_token_fills_is_zero_and_not_what_stood_in_the_old_page() -> Non
     filled = int(inputs["lengths"].sum())
     assert int((paged["key_cache"] != 0).all(-1).sum()) == filled
     assert not paged["key_cache"].isnan().any()
+    pages = [
+        page
+        for table, length in zip(paged["tables"].tolist(), paged["lengths"].tolist(), strict=True)
+        for page in table[: -(-length // 8)]
+    ]
+    assert sorted(pages) == list(range(len(pages))) != pages, "each page has one owner, and they are in no order"

@@ -75,22 +75,41 @@ def test_the_check_catches(spoilt: Check, error: str) -> None:
 
 @pytest.mark.integration
 def test_an_offset_of_32_bits_shows_only_where_rows_lie_far_apart(spoilt: Check) -> None:
-    assert {verdict.figures["case"] for verdict in failures(spoilt, "rms-norm")} == {"rows 2^30 apart"}
+    assert {verdict.figures["case"] for verdict in failures(spoilt, "rms-norm")} == {
+        "rows 2^30 apart",
+        "heads, rows 2^30 apart",
+    }
 
 
 @pytest.mark.integration
-def test_heads_taken_to_lie_one_after_the_other_show_at_the_shapes_of_a_model_whose_heads_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "shows"),
+    [
+        ("row // x_heads * x_stride", set[str]()),
+        ("row // x_heads * (x_stride if x_heads == 1 else x_heads * width)", {"beside=", "odd heads", "heads, "}),
+        (
+            "tl.where(x_heads == 1, row // x_heads * x_stride, (row // x_heads).to(tl.int32) * x_stride)",
+            {"heads, rows 2^30 apart"},
+        ),
+    ],
+    ids=["none", "taken to lie one after the other", "an offset of 32 bits"],
+)
+def test_an_error_with_heads_of_a_wider_product_shows_at_those_and_nowhere_else(
+    error: str, shows: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
     shutil.copytree(ROOM, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     file, was = tmp_path / "kernels" / "operators" / "rms_norm.py", "row // x_heads * x_stride"
     text = file.read_text(encoding="utf-8")
     assert text.count(was) == 1
-    file.write_text(text.replace(was, "row // x_heads * (x_stride if x_heads == 1 else x_heads * width)"), encoding="utf-8")
+    file.write_text(text.replace(was, error), encoding="utf-8")
     exact = CPU.model_copy(update={"dtypes": ["fp32"]})
-    found = failures(check(exact, Matrix().model("tiny-qwen3"), ["rms-norm"], room=tmp_path / "kernels"), "rms-norm")
-    assert found and all("beside=" in verdict.figures["case"] for verdict in found), found
+    cases = [
+        one.figures["case"]
+        for one in failures(check(exact, Matrix().model("tiny-qwen3"), ["rms-norm"], room=tmp_path / "kernels"), "rms-norm")
+    ]
+    assert all(any(word in case for word in shows) for case in cases), cases
+    assert all(any(word in case for case in cases) for word in shows), cases
 
 
 @pytest.mark.integration
