@@ -7,10 +7,12 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard
+
+from .aten import Served
 
 LARGEST: Final = 1 << 30
 """Bytes of an unpacked trace that are read. A longer one profiles too much to be looked at."""
@@ -39,11 +41,16 @@ served itself may be Triton's as well (vLLM's fused experts are, on a device): o
 SWITCHED: Final = ("ours", "flaggems")
 """Libraries of the registry that stand in for the engine's own."""
 SERVED: Final = (
-    "by record: distinct names of operators that no other operator calls, on the host's side of the profile: those in Triton, and those of "
-    "ATen that FlagGems' own record says it served, of all, each counted once"
+    "by record: distinct names of operators that launched kernels of the device, and of kernels that belong to none: those all of whose "
+    "kernels are in Triton by their names, and those of ATen that FlagGems' own record says it served, whichever of their overloads, of "
+    "all, each counted once"
 )
-"""What the share counts that needs FlagGems' record. It is not the rule of FlagOS' own tool (vllm-plugin-FL, tools/operator_profile): that
-one goes by operators that a device's kernels are linked to, and over a run without FlagGems."""
+"""What the share counts that needs FlagGems' record. It is near the rule of FlagOS' own tool (vllm-plugin-FL, tools/operator_profile), and
+not that: the tool goes over a run without FlagGems, and counts an operator that one kernel in Triton belongs to."""
+INTERPRETED: Final = (
+    "Triton ran in its interpreter, which takes some hundred times as long: a share of that time says nothing of any device"
+)
+LOST: Final = "FlagGems' record of a process is lost, and what it served there is not known"
 RULES: Final = (
     "Communication and what no pattern knows stay in the total; what no pattern knows never counts as Triton. A switch that is set counts "
     "for nothing: only what the profile shows ran. On a host processor, what is in Triton runs in its interpreter."
@@ -59,6 +66,17 @@ class Library:
     pattern: re.Pattern[str]
 
 
+class Span(NamedTuple):
+    """One kernel or operator of a trace: its microseconds, its thread, and the number that links a kernel with what launched it."""
+
+    kind: str
+    name: str
+    start: float
+    end: float
+    thread: str
+    link: int | None
+
+
 @dataclass(slots=True)
 class Kind:
     """All calls of one name: how many, and their microseconds on the device (self time on a host processor)."""
@@ -72,26 +90,31 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One number with its definition: `part` of `whole`; None of nothing."""
+    """One number with its definition: `part` of `whole`; none of nothing, and none where there is a reason to give none."""
 
     by: str
     part: float
     whole: float
     definition: str
+    reason: str = ""
 
     @property
     def share(self) -> float | None:
-        """The part of the whole from 0 to 1, None where nothing was observed."""
-        return self.part / self.whole if self.whole else None
+        """The part of the whole from 0 to 1, None where nothing was observed or nothing follows from it."""
+        return self.part / self.whole if self.whole and not self.reason else None
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What a profile shows: every kind of operator, the three shares, and whether a device's kernels or a processor's operators were seen."""
+    """What a profile shows: every kind of operator, the three shares, and whether a device's kernels or a processor's operators were seen.
+
+    `unrecorded` are operators of ATen that launched kernels and may be FlagGems', which keeps no record of them: they count for nothing.
+    """
 
     kinds: tuple[Kind, ...]
     shares: tuple[Share, ...]
     device: bool
+    unrecorded: tuple[str, ...] = ()
 
 
 def libraries() -> tuple[tuple[Library, ...], re.Pattern[str]]:
@@ -122,14 +145,14 @@ def read_trace(path: Path) -> list[Any]:
     return events
 
 
-def coverage(traces: Iterable[list[Any]], served: Collection[str] | None = None) -> Coverage:
+def coverage(traces: Iterable[list[Any]], served: Served | None = None) -> Coverage:
     """Count the operators of all traces of one server. If any has kernels of a device, kernels alone are counted, in all of them.
 
-    `served` are ATen's operators that FlagGems recorded to have served (`aten.read_served`): with it there is one more share, by that record.
+    `served` is what FlagGems recorded (`aten.read_served`): with it, and kernels of a device, there is one more share, by that record.
     Raises ValueError where there is neither a kernel nor an operator.
     """
     spans = [[span for event in events if (span := _span(event))] for events in traces]
-    device = any(span[0] == "kernel" for trace in spans for span in trace)
+    device = any(span.kind == "kernel" for trace in spans for span in trace)
     known, waiting = libraries()
     found: dict[str, Kind] = {}
     for trace in spans:
@@ -145,23 +168,26 @@ def coverage(traces: Iterable[list[Any]], served: Collection[str] | None = None)
         raise ValueError("the profile has neither a kernel nor an operator: was the server asked anything while it was profiled?")
     kinds = tuple(sorted(found.values(), key=lambda kind: (-kind.time, kind.name)))
     shares = _shares(kinds, device)
-    if served is not None:
-        shares += (_by_record(spans, served, known, waiting),)
-    return Coverage(kinds, shares, device)
+    if served is None or not device:
+        return Coverage(kinds, shares, device)
+    launching = _launching(spans, found)
+    triton = sum(name in served.operators or every for name, every in launching.items())
+    by_record = Share("kinds, by record", triton, len(launching), SERVED, LOST if served.lost else "")
+    return Coverage(kinds, (*shares, by_record), device, tuple(sorted(served.unrecorded & set(launching))))
 
 
-def _by_record(
-    spans: Iterable[list[tuple[str, str, float, float, str]]],
-    served: Collection[str],
-    known: Iterable[Library],
-    waiting: re.Pattern[str],
-) -> Share:
-    """Return the share of kinds on the host's side that are in Triton by their name or by FlagGems' record."""
-    host = [[span for span in trace if span[0] == "cpu_op"] for trace in spans]
-    names = {name for trace in host for name, launched, _ in _operators(trace) if launched and not waiting.search(name)}
-    rows = {name: next((row for row in known if row.pattern.search(name)), None) for name in names}
-    triton = sum(name in served or (row is not None and row.triton) for name, row in rows.items())
-    return Share("kinds, by record", triton, len(names), SERVED)
+def _launching(spans: Iterable[Sequence[Span]], kinds: Mapping[str, Kind]) -> dict[str, bool]:
+    """Return the operators that launched kernels, each with whether all of those are in Triton by name; a kernel without one is its own.
+
+    torch's profiler gives a kernel the `External id` of the innermost operator that ran as it was launched, one trace at a time.
+    """
+    found: dict[str, bool] = {}
+    for trace in spans:
+        operators = {span.link: span.name for span in trace if span.kind == "cpu_op" and span.link is not None}
+        for kernel in (span for span in trace if span.kind == "kernel" and span.name in kinds):
+            name = operators.get(kernel.link, kernel.name) if kernel.link is not None else kernel.name
+            found[name] = found.get(name, True) and kinds[kernel.name].triton
+    return found
 
 
 def recorded(rows: Iterable[Mapping[str, Any]]) -> tuple[Share, ...]:
@@ -185,40 +211,45 @@ def _shares(kinds: tuple[Kind, ...], device: bool) -> tuple[Share, ...]:
         "launches": [(kind.triton, float(kind.launches)) for kind in called],
         "time": [(kind.triton, kind.time) for kind in kinds],
     }
+    interpreted = {} if device or not any(kind.triton for kind in kinds) else {"time": INTERPRETED}
     return tuple(
         Share(
             by,
             sum(value for triton, value in rows if triton),
             sum(value for _, value in rows),
             DEFINITIONS[device][by],
+            interpreted.get(by, ""),
         )
         for by, rows in sums.items()
     )
 
 
-def _span(event: Any) -> tuple[str, str, float, float, str] | None:
-    """Return kind, name, start, end (µs) and thread of a complete event that counts; None of all others and of malformed ones."""
+def _span(event: Any) -> Span | None:
+    """Return a complete event that counts; None of all others and of malformed ones."""
     if not isinstance(event, dict) or event.get("ph") != "X" or event.get("cat") not in ("kernel", "cpu_op"):
         return None
     name, start, duration = event.get("name"), event.get("ts"), event.get("dur")
     if not isinstance(name, str) or not _number(start) or not _number(duration) or duration < 0:
         return None
-    return event["cat"], name[:LONGEST_NAME], start, start + duration, f"{event.get('pid')}/{event.get('tid')}"
+    more = event.get("args")
+    link = more.get("External id") if isinstance(more, dict) else None
+    thread = f"{event.get('pid')}/{event.get('tid')}"
+    return Span(event["cat"], name[:LONGEST_NAME], start, start + duration, thread, link if isinstance(link, int) else None)
 
 
 def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
 
 
-def _kernels(spans: list[tuple[str, str, float, float, str]]) -> Iterable[tuple[str, int, float]]:
-    return ((name, 1, end - start) for kind, name, start, end, _ in spans if kind == "kernel")
+def _kernels(spans: Iterable[Span]) -> Iterable[tuple[str, int, float]]:
+    return ((span.name, 1, span.end - span.start) for span in spans if span.kind == "kernel")
 
 
-def _operators(spans: list[tuple[str, str, float, float, str]]) -> Iterable[tuple[str, int, float]]:
+def _operators(spans: Iterable[Span]) -> Iterable[tuple[str, int, float]]:
     """Yield each operator's name, 1 if no other operator calls it, else 0, and its self time: operators of a thread nest."""
     threads = defaultdict(list)
-    for _, name, start, end, thread in spans:
-        threads[thread].append((start, -end, name))
+    for span in spans:
+        threads[span.thread].append((span.start, -span.end, span.name))
     for calls in threads.values():
         stack: list[list[Any]] = []  # name, end, microseconds of its own, calls that count
         for start, negative, name in sorted(calls):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from release.errors import StageError, UsageError
-from release.kernels.aten import read_served
+from release.kernels.aten import read_served, together
 from release.kernels.calls import EVERY_SECONDS, RECORD, read_calls, summed
 from release.kernels.coverage import RULES, Coverage, Kind, Share, coverage, read_trace, recorded
 from release.kernels.registry import beyond
@@ -173,7 +173,7 @@ def calls_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _percent(share: Share) -> str:
-    return "nothing observed" if share.share is None else f"{share.share:.1%}"
+    return ("not told" if share.reason else "nothing observed") if share.share is None else f"{share.share:.1%}"
 
 
 def profiles(paths: Sequence[Path]) -> list[Path]:
@@ -193,7 +193,7 @@ def measure(paths: Sequence[Path]) -> Coverage:
     """Return what the traces of one server show, and FlagGems' records beside them. Raises UsageError for what is no trace or no record."""
     try:
         served = [found for path in paths if path.is_dir() and (found := read_served(path)) is not None]
-        return coverage((read_trace(path) for path in profiles(paths)), frozenset().union(*served) if served else None)
+        return coverage((read_trace(path) for path in profiles(paths)), together(served) if served else None)
     except ValueError as problem:
         raise UsageError(str(problem), next_step="give what /start_profile and /stop_profile of vLLM left") from problem
 
@@ -204,6 +204,7 @@ def document(found: Coverage, calls: Sequence[Mapping[str, Any]] = ()) -> JSON:
         "counted": COUNTED[not found.device],
         "rules": RULES,
         "shares": [_told(share) for share in found.shares],
+        "unrecorded": list(found.unrecorded),
         "recorded": {"shares": [_told(share) for share in recorded(calls)], "calls": summed(calls), "beyond": dict(beyond())}
         if calls
         else None,
@@ -221,7 +222,8 @@ def document(found: Coverage, calls: Sequence[Mapping[str, Any]] = ()) -> JSON:
 
 
 def _told(share: Share) -> JSON:
-    return {"by": share.by, "share": share.share, "triton": share.part, "total": share.whole, "definition": share.definition}
+    told = {"by": share.by, "share": share.share, "triton": share.part, "total": share.whole, "definition": share.definition}
+    return {**told, "reason": share.reason or None}
 
 
 def by_library(kinds: Sequence[Kind]) -> list[tuple[str, bool, int, int, float]]:

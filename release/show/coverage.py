@@ -15,6 +15,7 @@ from release.kernels.registry import beyond
 from release.show.text import as_document, text
 
 UNRECORDED: Final = "No calls were recorded: the server has no plugin release-kernels, or compiles its model."
+UNDETERMINED: Final = "Undetermined, in the total and not counted as Triton, since FlagGems keeps no record of their calls"
 MOST: Final = 12
 """Kinds that a table shows; the others are in --json."""
 
@@ -31,8 +32,9 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
     longest = Table("operator", "library", "launches", "ms", box=None, pad_edge=False, header_style="bold")
     for kind in found.kinds[:MOST]:
         longest.add_row(escape(kind.name[:60]), escape(kind.library), str(kind.launches), f"{kind.time / 1000:.1f}")
+    rules = [RULES, *([f"{UNDETERMINED}: {', '.join(found.unrecorded)}."] if found.unrecorded else [])]
     if not calls:
-        return text(shares, RULES, libraries, longest, UNRECORDED)
+        return text(shares, *rules, libraries, longest, UNRECORDED)
     switched = Table("ours or FlagGems", "by", "of", "definition", box=None, pad_edge=False, header_style="bold")
     _fill(switched, recorded(calls))
     counted = Table("recorded operator", "library", "calls", box=None, pad_edge=False, header_style="bold")
@@ -41,13 +43,15 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
     unreached = Table("not in the switch's reach", "why", box=None, pad_edge=False, header_style="bold")
     for name, why in beyond().items():
         unreached.add_row(escape(name), escape(why))
-    return text(shares, RULES, libraries, longest, switched, counted, unreached)
+    return text(shares, *rules, libraries, longest, switched, counted, unreached)
 
 
 def _fill(table: Table, shares: Sequence[Share]) -> None:
     for share in shares:
-        value = "nothing observed" if share.share is None else f"{share.share:.1%}"
-        table.add_row(value, share.by, _figure(share.by, share.part, share.whole), share.definition)
+        value = f"{share.share:.1%}" if share.share is not None else "not told" if share.reason else "nothing observed"
+        why = f". Not told: {share.reason}" if share.reason else ""
+        figure = "–" if share.reason else _figure(share.by, share.part, share.whole)
+        table.add_row(value, share.by, figure, share.definition + why)
 
 
 def _figure(by: str, part: float, whole: float) -> str:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from release.kernels.aten import SCHEMA, covered, read_served
-from release.kernels.coverage import SERVED, coverage
+from release.kernels.aten import SCHEMA, Served, covered, logged_as, read_served, together
+from release.kernels.coverage import LOST, SERVED, coverage
 from release.kernels.plugin import over_aten
 from release.kernels.registry import choices, overrides
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, str | None] = {
     "_softmax": "flag_gems.ops.softmax.softmax",
     "mm": "flag_gems.ops.mm.mm",
     "mm.out": "flag_gems.ops.mm.mm_out",
     "eq.Tensor": "flag_gems.ops.eq.eq",
     "eq.Scalar": "flag_gems.ops.eq.eq_scalar",
     "add.Tensor": "flag_gems.ops.add.add",
+    "sub.Tensor": None,
+    "sort": "flag_gems.ops.sort.sort",
+    "argsort": "flag_gems.ops.sort.argsort",
 }
 
 
@@ -50,8 +57,22 @@ def test_a_name_of_flaggems_is_taken_with_its_switch_and_refused_with_ours() -> 
 
 def test_an_operator_is_served_where_its_function_was_called_or_a_helper_in_its_module() -> None:
     called = {"flag_gems.ops.softmax.softmax", "flag_gems.ops.mm.general_mm", "flag_gems.ops.eq.eq_scalar"}
-    assert set(covered(FUNCTIONS, called)) == {"_softmax", "mm", "mm.out", "eq.Scalar"}
-    assert set(covered(FUNCTIONS, ())) == set(), "what is registered was not called"
+    assert covered(FUNCTIONS, called) == {"_softmax", "mm", "mm.out", "eq.Scalar"}
+    assert covered(FUNCTIONS, ()) == set(), "what is registered was not called"
+    assert covered(FUNCTIONS, {"flag_gems.ops.sort.radix"}) == set(), "a helper of two operators tells of neither"
+
+
+def test_a_function_is_recorded_under_its_loggers_name_and_not_under_the_name_of_its_module() -> None:
+    code = (
+        "def mm():\n    return general_mm()\ndef general_mm():\n    logger.debug('GEMS MM')\ndef mm_out():\n    return silent()\n"
+    )
+    hopper = "flag_gems.runtime.backend._nvidia.hopper.ops.mm"
+    for name, wanted in ((hopper, f"{hopper}.mm"), ("_cambricon.ops.mm", None), ("flag_gems_of_another.mm", None), ("", None)):
+        module: dict[str, Any] = {"__name__": "hopper.ops.mm", **({"logger": logging.getLogger(name)} if name else {})}
+        exec(f"{code}def silent(): ...", module)
+        assert logged_as(module["mm"]) == wanted
+        assert logged_as(wraps(module["mm"])(lambda: None)) == wanted, "what wraps a function logs where the function does"
+        assert logged_as(module["mm_out"]) is None, "neither it nor what it calls writes a line"
 
 
 def written(folder: Path, record: str, process: int = 7) -> None:
@@ -64,9 +85,11 @@ def test_the_records_of_all_processes_are_read_and_nothing_but_calls_counts(tmp_
     assert read_served(tmp_path) is None
     written(tmp_path, "[DEBUG] flag_gems.ops.softmax.softmax: GEMS SOFTMAX\n[INFO] flag_gems.ops.add.add: no call\nnoise\n")
     written(tmp_path, "[DEBUG] flag_gems.ops.mm.general_mm: GEMS MM, [mm scenario]: general\n", 8)
-    assert read_served(tmp_path) == {"aten::_softmax", "aten::mm"}
+    found = Served(frozenset({"aten::_softmax", "aten::mm"}), frozenset({"aten::sub"}))
+    assert read_served(tmp_path) == found
+    assert together([found, Served(frozenset({"aten::sub"}))]) == Served(frozenset({"aten::_softmax", "aten::mm", "aten::sub"}))
     (tmp_path / "flaggems-9.json").write_text((tmp_path / "flaggems-7.json").read_text())
-    assert read_served(tmp_path) == {"aten::_softmax", "aten::mm"}, "a process that was killed before its record began"
+    assert read_served(tmp_path) == replace(found, lost=("flaggems-9.txt",)), "what that process served is not known"
 
 
 @pytest.mark.parametrize(
@@ -78,17 +101,44 @@ def test_a_table_of_functions_that_is_none_is_refused_by_name(text: str, tmp_pat
         read_served(tmp_path)
 
 
-def test_by_flagos_rule_kinds_of_aten_count_by_record_and_all_others_by_name() -> None:
-    names = ["aten::mm", "aten::add", "release_kernels::rms_norm", "vllm::attention", "c10d::allreduce_"]
-    events = [
-        {"ph": "X", "cat": "cpu_op", "name": name, "ts": 10 * number, "dur": 5, "pid": 1, "tid": 1}
-        for number, name in enumerate([*names, "aten::mm"])
+def event(category: str, name: str, link: int | None, start: int) -> dict[str, Any]:
+    more = {} if link is None else {"args": {"External id": link}}
+    return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": 5, "pid": 1, "tid": 1, **more}
+
+
+def test_by_record_operators_count_that_launched_kernels_whatever_called_them() -> None:
+    """`aten::linear` launches nothing itself: `aten::mm` does, in it, by FlagGems, whose kernel's name no pattern knows."""
+    trace = [
+        event("cpu_op", "aten::linear", 1, 0),
+        event("cpu_op", "aten::mm", 2, 1),
+        event("kernel", "some_kernel_of_a_chip", 2, 100),
+        event("cpu_op", "release_kernels::rms_norm", 3, 10),
+        event("kernel", "release_rms_norm_kernel", 3, 110),
+        event("cpu_op", "vllm::attention", 4, 20),
+        event("kernel", "kernel_unified_attention_2d", 4, 120),
+        event("kernel", "nvjet_hsh_128x256", 4, 130),
+        event("cpu_op", "aten::sub", 5, 30),
+        event("kernel", "another_kernel_of_a_chip", 5, 140),
+        event("kernel", "fused_moe_kernel", None, 150),  # replayed out of a graph
+        event("kernel", "nvjet_hsh_64x8", 99, 160),
     ]
-    kernel = {"ph": "X", "cat": "kernel", "name": "mm_kernel_general", "ts": 0, "dur": 5, "pid": 0, "tid": 7}
-    assert {share.by for share in coverage([events]).shares} == {"kinds", "launches", "time"}
-    for trace in (events, [*events, kernel]):
-        share = coverage([trace], {"aten::mm", "aten::never_seen"}).shares[-1]
-        assert (share.by, share.part, share.whole, share.definition) == ("kinds, by record", 2, 5, SERVED)
+    served = Served(frozenset({"aten::mm", "aten::never_seen"}), frozenset({"aten::sub", "aten::neither"}))
+    found = coverage([trace], served)
+    share = found.shares[-1]
+    assert (share.by, share.part, share.whole, share.definition) == ("kinds, by record", 3, 6, SERVED)
+    assert found.unrecorded == ("aten::sub",)
+    lost = coverage([trace], replace(served, lost=("flaggems-9.txt",))).shares[-1]
+    assert (lost.share, lost.reason) == (None, LOST)
+    other = coverage([trace, [event("cpu_op", "aten::add", 2, 0), event("kernel", "an_unknown_kernel", 2, 9)]], served).shares[-1]
+    assert (other.part, other.whole) == (3, 7), "each process counts its links from the beginning"
+
+
+def test_without_a_device_or_a_record_no_share_is_told_by_record() -> None:
+    for trace, served in (
+        ([event("cpu_op", "aten::mm", 1, 0)], Served(frozenset({"aten::mm"}))),
+        ([event("kernel", "k", 1, 0)], None),
+    ):
+        assert [share.by for share in coverage([trace], served).shares] == ["kinds", "launches", "time"]
 
 
 def test_where_flaggems_cannot_run_the_line_says_why_and_that_atens_operators_are_native(tmp_path: Path) -> None:
@@ -103,7 +153,7 @@ import sys
 from pathlib import Path
 import torch
 from release.kernels import flaggems
-from release.kernels.aten import read_served
+from release.kernels.aten import Served, _exists, logged_as, read_served
 from release.kernels.interpreter import mend
 from release.kernels.plugin import over_aten
 
@@ -124,12 +174,17 @@ before = torch.randn(4, 300)
 wanted = before.double().softmax(-1).float(), before.double().log_softmax(-1).float()
 line = over_aten({**asked, "RELEASE_OPERATORS_INCLUDE": "softmax,log-softmax,matmul", "RELEASE_OPERATORS_EXCLUDE": "mm_out,matmul"}, folder)
 assert set(flag_gems.all_registered_keys()) == {"_log_softmax", "_softmax"}
-assert read_served(folder) == set(), "registered, and not called"
+assert read_served(folder) == Served(frozenset()), "registered, and not called"
 found = before.softmax(-1)
-assert read_served(folder) == {"aten::_softmax"}, read_served(folder)
+assert read_served(folder) == Served(frozenset({"aten::_softmax"})), read_served(folder)
 torch.testing.assert_close(found, wanted[0])
 torch.testing.assert_close(before.log_softmax(-1), wanted[1])
-assert read_served(folder) == {"aten::_softmax", "aten::_log_softmax"}
+assert read_served(folder) == Served(frozenset({"aten::_softmax", "aten::_log_softmax"}))
+missing = [row[0] for row in flag_gems._FULL_CONFIG if not _exists(row[0])]
+assert 0 < len(missing) < 20, f"registered for operators that this torch lacks, and never called: {missing}"
+kept = {key: logged_as(one) for key, one in ((row[0], row[1]) for row in flag_gems._FULL_CONFIG)}
+silent = {key for key, name in kept.items() if name is None}
+assert "tril" in silent and "mm" not in silent and len(silent) < 40, silent
 print(line)
 """
 

@@ -13,7 +13,8 @@ import pytest
 import release.kernels
 from release.coverage import document, measure
 from release.errors import UsageError
-from release.kernels.coverage import UNDETERMINED, Coverage, coverage, read_trace
+from release.kernels.coverage import INTERPRETED, UNDETERMINED, Coverage, coverage, read_trace
+from release.show.coverage import covered
 
 
 def call(name: Any, start: Any, duration: Any, kind: str = "cpu_op", thread: int = 1) -> dict[str, Any]:
@@ -94,7 +95,18 @@ def test_no_share_is_without_a_definition_that_says_on_what_it_was_counted() -> 
     for kind, word in (("kernel", "on the device"), ("cpu_op", "on the host processor")):
         rows = document(coverage([[call("release_rms_norm_kernel", 0, 5, kind)]]))["shares"]
         assert [row["by"] for row in rows] == ["kinds", "launches", "time"]
-        assert all(word in row["definition"] and row["share"] == 1 for row in rows)
+        assert all(word in row["definition"] for row in rows)
+        assert [row["share"] for row in rows] == [1, 1, 1 if kind == "kernel" else None]
+
+
+def test_of_the_interpreters_time_no_share_is_told_and_the_reason_is() -> None:
+    found = coverage([[call("release_kernels::rms_norm", 0, 500), call("aten::mm", 600, 5)]])
+    kinds, _, time = found.shares
+    assert (kinds.share, kinds.reason) == (0.5, "")
+    assert (time.share, time.reason) == (None, INTERPRETED)
+    told = covered(found, as_json=False)
+    assert "not told" in told and "interpreter" in told and "505" not in told
+    assert coverage([[call("aten::mm", 600, 5)]]).shares[2].share == 0, "where nothing was interpreted, nothing stands in the way"
 
 
 def test_events_that_are_malformed_count_for_nothing() -> None:

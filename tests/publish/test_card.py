@@ -23,7 +23,7 @@ from records import pebble, record, unbuilt
 from release.builders.engines import engine_named, health_of
 from release.coverage import COUNTED
 from release.errors import ReleaseError, TemplateError, UsageError
-from release.kernels.coverage import DEFINITIONS, RECORDED, RULES, SERVED
+from release.kernels.coverage import DEFINITIONS, INTERPRETED, LOST, RECORDED, RULES, SERVED
 from release.launch import run_command
 from release.matrix.check import plan_of
 from release.matrix.load import Matrix
@@ -584,11 +584,30 @@ def test_a_share_of_triton_stands_on_the_card_with_its_definition_or_not_at_all(
 
 def test_a_chinese_card_says_in_chinese_what_every_share_counts() -> None:
     definitions = [*DEFINITIONS[True].values(), *DEFINITIONS[False].values(), *RECORDED.values(), SERVED]
-    shares = [{"by": "kinds, by record", "share": 0.5, "triton": 1, "total": 2, "definition": each} for each in definitions]
+    shares: list[dict[str, Any]] = [
+        {"by": "kinds, by record", "share": 0.5, "triton": 1, "total": 2, "definition": each} for each in definitions
+    ]
+    for number, reason in enumerate((INTERPRETED, LOST)):
+        shares[number] |= {"share": None, "reason": reason}
     for counted in COUNTED:
         card = render_card(record(coverage={**COVERED, "counted": counted, "shares": shares}), "zh")
-        assert not [word for word in (counted, RULES, *definitions) if word in card]
+        assert not [word for word in (counted, RULES, *definitions, INTERPRETED, LOST) if word in card]
         assert card.count("| 算子种类（按记录） |") == len(definitions)
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "not told"), ("zh", "不予给出")])
+def test_a_share_that_says_nothing_is_withheld_with_the_reason_and_without_its_figures(language: str, word: str) -> None:
+    time = {
+        "by": "time",
+        "share": None,
+        "triton": 5193600.0,
+        "total": 5425400.0,
+        "definition": "all",
+        "reason": "because | of it",
+    }
+    card = render_card(record(coverage={**COVERED, "shares": [time], "unrecorded": ["aten::mm", "aten::bmm"]}), language)
+    assert f"| {word} |" in card and "because &#124; of it" in card and "5193" not in card and "5425" not in card
+    assert "aten::mm, aten::bmm" in card
 
 
 def test_a_card_without_recorded_calls_speaks_of_no_plugin() -> None:
