@@ -67,13 +67,20 @@ class Registry:
         return response.status_code == 200
 
     def put_blob(
-        self, descriptor: Descriptor, path: Path, on_bytes: Callable[[int], None] = lambda size: None, *, neighbour: str = ""
+        self,
+        descriptor: Descriptor,
+        path: Path,
+        on_bytes: Callable[[int], None] = lambda size: None,
+        *,
+        neighbour: str = "",
+        anew: bool = False,
     ) -> bool:
         """Upload a file, unless the registry has it, also in its repository `neighbour`; return whether it had to be sent.
 
+        With `anew` it is sent in any case: what the registry has was seen to be something else.
         Raises VerificationError where the file is not what `descriptor` says, by size here and by digest at the registry.
         """
-        if self.has_blob(descriptor):
+        if not anew and self.has_blob(descriptor):
             on_bytes(descriptor.size)
             return False
         response = Upload(self.http, descriptor, path, on_bytes).send(neighbour)

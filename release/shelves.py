@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from release.errors import StoreError, UsageError, VerificationError
+from release.errors import PublishError, StoreError, UsageError, VerificationError
 from release.oci import CHUNK, IMAGE_MANIFEST, METADATA_LIMIT, Descriptor, Layout, sha256_file
 from release.types.words import bared
 
@@ -66,6 +66,8 @@ class RegistryShelf:
             )
         self.where = str(self.place)
         self._each = threading.local()
+        self._spoiled: set[str] = set()
+        """Digests under which the registry was seen to have something else."""
 
     @property
     def registry(self) -> Registry:
@@ -83,13 +85,36 @@ class RegistryShelf:
         return found[1] if found else None
 
     def get(self, blob: Descriptor, into: Layout) -> None:
-        """Download a blob; what the layout has is not fetched again."""
+        """Download a blob; what the layout has is not fetched again. One that was removed from an entry is as bad as a spoiled one."""
         if not into.blob(blob.digest).is_file():
-            self.registry.get_blob(blob, into)
+            try:
+                self.registry.get_blob(blob, into)
+            except VerificationError:
+                self._spoiled.add(blob.digest)
+                raise
+            except PublishError as problem:
+                if self.registry.has_blob(blob):
+                    raise
+                raise VerificationError(f"{blob.digest} is not there", where=self.where) from problem
 
     def put(self, blob: Descriptor, path: Path) -> None:
-        """Upload a file, unless the registry has it."""
-        self.registry.put_blob(blob, path)
+        """Upload a file, unless the registry has it.
+
+        What it has spoiled is uploaded again and looked at: a registry may well say that it took it, and keep what it had (CNCF
+        Distribution does). Raises VerificationError then.
+        """
+        self.registry.put_blob(blob, path, anew=blob.digest in self._spoiled)
+        if blob.digest in self._spoiled:
+            try:
+                with tempfile.TemporaryDirectory(prefix="again-", dir=path.parent) as folder:
+                    self.registry.get_blob(blob, Layout.create(Path(folder)))
+            except VerificationError as problem:
+                raise VerificationError(
+                    f"the registry keeps what it has spoiled, though the right bytes were uploaded: {problem.message}; "
+                    "only who runs it can remove that from its storage",
+                    where=self.where,
+                ) from problem
+            self._spoiled.discard(blob.digest)
 
     def enter(self, key: str, manifest: bytes) -> None:
         """Upload the manifest under the tag `key`."""

@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
-from distribution import Distribution, registry
+from distribution import Answer, Distribution, Seen, distribution, registry, scripted
 from night import JOURNAL, build, journal, night
 
 from release.errors import UsageError, VerificationError
 from release.listing import Item, Listing, check
-from release.oci import Descriptor, Layout, canonical, sha256
+from release.oci import IMAGE_MANIFEST, Descriptor, Layout, canonical, sha256
 from release.publish.keys import new_key, read_private, read_public
 from release.remote import Remote, Trust
 from release.shelves import FolderShelf, RegistryShelf, shelf_at
@@ -207,6 +208,69 @@ def test_a_spoiled_blob_is_replaced_by_what_the_next_machine_makes(tmp_path: Pat
     assert len(build(second, GRAPH, WANTED).ran) == len(told) == len(NAMES)
     third, told = remote(tmp_path, "c")
     assert (build(third, GRAPH, WANTED).ran, told) == ([], [])
+
+
+class Overwriting:
+    """The script of a registry that keeps whatever comes last under a name: blobs, manifests by tag."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def __call__(self, seen: Seen) -> Answer:
+        path, _, question = seen.path.partition("?")
+        if seen.method == "POST":
+            return Answer(202, headers={"Location": path + "one"})
+        if seen.method == "PUT":
+            digest = unquote(question.removeprefix("digest=")) or sha256(seen.body)
+            self.kept[f"blobs/{digest}" if question else "/".join(path.split("/")[-2:])] = seen.body
+            return Answer(201, headers={"Docker-Content-Digest": digest})
+        found = self.kept.get("/".join(path.split("/")[-2:]))
+        headers = {"Content-Type": IMAGE_MANIFEST} if "/manifests/" in path else {}
+        return Answer(404) if found is None else Answer(body=found, headers=headers)
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.integration
+def test_a_blob_that_a_registry_has_spoiled_is_uploaded_again(tmp_path: Path) -> None:
+    script = Overwriting()
+    with scripted(script) as server:
+
+        def store(name: str) -> tuple[Remote, list[str]]:
+            told: list[str] = []
+            return Remote(tmp_path / name, RegistryShelf(f"{server.host}/team/store"), warn=told.append), told
+
+        build(store("a")[0], GRAPH, WANTED)
+        for manifest in [json.loads(data) for name, data in script.kept.items() if name.startswith("manifests/")]:
+            name = f"blobs/{manifest['layers'][0]['digest']}"
+            script.kept[name] = flipped(script.kept[name])
+        second, told = store("b")
+        assert len(build(second, GRAPH, WANTED).ran) == len(told) == len(second.shared) == len(NAMES), told
+        third, told = store("c")
+        assert (build(third, GRAPH, WANTED).ran, told) == ([], [])
+
+
+@pytest.mark.integration
+def test_a_registry_that_keeps_what_it_has_spoiled_is_told_of_and_nothing_is_called_shared(tmp_path: Path) -> None:
+    (tmp_path / "registry").mkdir()
+    with distribution(tmp_path / "registry") as running:
+        place, told = str(running.fresh()), list[str]()
+        build(Remote(tmp_path / "a", RegistryShelf(place), warn=pytest.fail), GRAPH, WANTED[:1])
+        pack = str(json.loads(RegistryShelf(place).find(WANTED[0]) or b"")["layers"][0]["digest"])
+        blobs = tmp_path / "registry" / "data" / "docker" / "registry" / "v2" / "blobs" / "sha256"
+        spoiled = blobs / pack[7:9] / pack[7:] / "data"
+        right = spoiled.read_bytes()
+        spoiled.write_bytes(flipped(right))
+        second = Remote(tmp_path / "b", RegistryShelf(place), warn=told.append)
+        assert len(build(second, GRAPH, WANTED[:1]).ran) == 1 and second.shared == []
+        assert "is refused, the stage runs here" in told[0] and "cannot be shared" in told[1], told
+        assert "keeps what it has spoiled, though the right bytes were uploaded" in told[1]
+        spoiled.unlink()  # as who runs the registry does
+        build(third := Remote(tmp_path / "c", RegistryShelf(place), warn=told.append), GRAPH, WANTED[:1])
+        assert f"{pack} is not there" in told[2] and third.shared == WANTED[:1]
+        assert spoiled.read_bytes() == right
 
 
 def test_a_shelf_that_is_gone_costs_warnings_and_no_build(tmp_path: Path) -> None:
