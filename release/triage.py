@@ -42,7 +42,7 @@ class Control:
 @dataclass(frozen=True)
 class Entry:
     """One cause over all cells that met it. `shared` is what all of them have and no cell has that passed; empty for one cell alone.
-    `next_step` is what the error itself advised.
+    `next_step` is what the error itself advised; `detail` is all that it said besides, of the first of the cells: a log's end, for one.
     """
 
     kind: str
@@ -53,6 +53,7 @@ class Entry:
     shared: Mapping[str, str]
     controls: tuple[Control, ...]
     next_step: str = ""
+    detail: str = ""
 
     @property
     def blame(self) -> str:
@@ -137,6 +138,7 @@ def _entry(found: Sequence[tuple[str, Failure]], past: Past, passing: Sequence[J
     return Entry(
         *(first.kind, first.sign, first.stage, first.evidence, cells, shared, control),
         next_step="" if "\n" in advice or advice == first.evidence else advice,  # more lines are a log
+        detail=advice,
     )
 
 

@@ -75,6 +75,7 @@ def _fate(fate: Fate) -> dict[str, Any]:
         "state": fate.state,
         "stage": fate.stage or None,
         "reason": fate.reason or None,
+        "detail": fate.detail or None,
         "folder": str(fate.folder) if fate.folder else None,
         "pushed": fate.pushed,
     }

@@ -147,6 +147,18 @@ def test_servers_that_die_of_different_errors_are_different_causes(tmp_path: Pat
     assert all(words in batch_text(batch, as_json=False) for words in (said[0], *said[2:]))
 
 
+def test_what_the_engine_itself_said_is_in_the_documents_too(tmp_path: Path) -> None:
+    here, said = house(tmp_path), "docker: Error response from daemon: could not select device driver\nSee 'docker run --help'."
+    failed = fate(A, stage="serve", reason="docker run ended with status 125", detail=said)
+    past(here, failed)
+    (cause,) = json.loads(triage_text(triage(here), as_json=True))["causes"]
+    assert cause["detail"] == said
+    batch = Batch((Fate(**{name: failed.get(name, "") for name in FATE}),), (), 0, 0, 0.0)
+    assert said.splitlines()[0] in batch_text(batch, as_json=False)
+    told = json.loads(batch_text(batch, as_json=True))
+    assert (told["cells"][0]["detail"], told["causes"][0]["detail"]) == (said, said)
+
+
 def test_a_disk_that_was_full_is_no_flake_once_it_has_room(tmp_path: Path) -> None:
     here, key = house(tmp_path), "d" * 64
     past(here, fate(A, stage="image", reason="no space left on the disk", detail="release gc", key=key))
