@@ -1,4 +1,4 @@
-"""Building many cells at once: one graph over all of them, each piece of work once, and for each cell what became of it."""
+"""Building many cells at once: one graph over all of them, each piece of work once, and for each cell, also for one alone, what became of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from release.build import Runner, carry, deliver, ends, push_release, refuse_taken, suffices, target_of
+from release.build import Outcome, Runner, build, carry, deliver, ends, push_release, refuse_taken, suffices, target_of
 from release.errors import MatrixError, ReleaseError, StageError, UsageError, VerdictError
 from release.failures import alike, failures_of
 from release.grid import grid_for
@@ -196,7 +196,7 @@ class _Night:
             sound = suffices(record, self.least)
             pushed = push_release(self.house, folder, target_of(cell, self.to, self.tag)) if self.to and sound else None
         except ReleaseError as problem:
-            return Fate(cell, FAILED, "publish", problem.message, error=type(problem).__name__, detail=problem.next_step)
+            return _unpublished(cell, problem)
         return Fate(cell, str(record["state"]), folder=folder, record=record, pushed=pushed)
 
     def told(self, fate: Fate) -> JSON:
@@ -261,6 +261,52 @@ def build_all(
     fates = tuple(night.fates[cell] for cell in cells)
     journal.end(time.monotonic() - began)
     return Batch(fates, tuple(ledger.ran), len(tasks.of), len(tasks.tasks), time.monotonic() - began, tuple(ledger.moved))
+
+
+def build_one(
+    house: House,
+    cell: str,
+    *,
+    until: str | None = None,
+    dist: Path = Path("dist"),
+    to: str | None = None,
+    tag: str | None = None,
+    least: str = "built",
+    **how: Any,
+) -> Outcome:
+    """Build one cell as `build` does, whose other words are in `how`, and tell the journal what became of it: a run as those of many."""
+    began, ledger, night = time.monotonic(), Ledger(), _Night(house, least, dist, to, tag)
+    journal: Journal | None = None
+    tasks = Graph({}, {})
+
+    def begin(known: Graph) -> None:
+        nonlocal journal, tasks
+        journal, tasks = Journal.begin(house.store, [cell], until), known
+
+    def tell(fate: Fate | None) -> None:
+        if journal is not None:
+            for line in [{"moved": text} for text in ledger.moved] + ([night.told(fate)] if fate else []):
+                journal.note(line)
+
+    try:
+        outcome = build(house, cell, until=until, dist=dist, to=to, tag=tag, least=least, begin=begin, ledger=ledger, **how)
+    except BaseException as problem:
+        fate = night.stopped(cell, tasks, ledger)
+        if fate is None and isinstance(problem, ReleaseError):
+            fate = _unpublished(cell, problem)
+        tell(fate)
+        if journal is not None and isinstance(problem, Exception):
+            journal.end(time.monotonic() - began)
+        raise
+    state = DONE if outcome.record is None else str(outcome.record["state"])
+    tell(Fate(cell, state, folder=outcome.folder, record=outcome.record, pushed=outcome.pushed))
+    if journal is not None:
+        journal.end(outcome.seconds)
+    return outcome
+
+
+def _unpublished(cell: str, problem: ReleaseError) -> Fate:
+    return Fate(cell, FAILED, "publish", problem.message, error=type(problem).__name__, detail=problem.next_step)
 
 
 def expected(house: House, tasks: Graph) -> Callable[[Task], float]:

@@ -81,11 +81,14 @@ def build(
     patch_key: Path | None = None,
     offline: bool = False,
     runner: Runner = Run,
+    begin: Callable[[Graph], None] = lambda tasks: None,
+    ledger: Ledger | None = None,
 ) -> Outcome:
     """Build `cell` up to `until`, lay the release out under `dist`, and push it to the registry `to` if one is given.
 
     A release that is not at least `least` ("built" or "validated") is laid out, and never pushed. `patch_key` opens encrypted patches;
     `offline` has repositories and wheels come from the store alone. `runner` says where stages work: on this machine, or over a cluster.
+    `begin` hears of the tasks when all is checked and the work begins; `ledger` is as in `carry`.
     """
     began = time.monotonic()
     tasks = house.graph(cell, until)
@@ -99,7 +102,9 @@ def build(
     )
     limits = here(house, jobs)
     with house.store.in_use():  # until it is laid out: nobody clears up what was found or made
-        ledger = carry(house, tasks, ends(tasks, [cell], until), progress_for(sys.stderr), limits, session, runner=runner)
+        begin(tasks)
+        wanted = ends(tasks, [cell], until)
+        ledger = carry(house, tasks, wanted, progress_for(sys.stderr), limits, session, runner=runner, ledger=ledger)
         for failure in ledger.failed.values():
             raise failure
         ran = tuple(ledger.ran)

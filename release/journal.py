@@ -15,7 +15,7 @@ from release.store import Store
 from release.types import JSON
 
 SCHEMA: Final = "release-journal/1"
-KEPT: Final = 50
+KEPT: Final = 100
 """Runs that are kept; older ones are removed when a new one begins."""
 LONGEST: Final = 1 << 24
 """Bytes beyond which a file is none of ours."""

@@ -90,15 +90,15 @@ class Triage:
 
 
 def triage(house: House, *, run: str = "", control: bool = False, session: Session | None = None) -> Triage:
-    """Return what went wrong in the last run of many cells, or in the last that began at `run` (the beginning of an ISO 8601 time); with
-    `control`, run the control cells first. Raises UsageError without such a run.
+    """Return what went wrong in the last run, of one cell or of many, or in the last that began at `run` (the beginning of an ISO 8601
+    time); with `control`, run the control cells first. Raises UsageError without such a run.
     """
     known = runs(house.store)
     if not known:
-        raise UsageError("no run of many cells is known in this store", next_step="`release build --all` or --select keeps one")
+        raise UsageError("no run is known in this store", next_step="`release build` keeps each")
     at = next((number for number, each in enumerate(known) if each.began.startswith(run)), None)
     if at is None:
-        began = ", ".join(f"{each.began} ({len(each.cells)} cells)" for each in known[:8])
+        began = ", ".join(f"{each.began} ({len(each.cells)} {'cell' if len(each.cells) == 1 else 'cells'})" for each in known[:8])
         raise UsageError(f"no run began at {run}", next_step=f"the last ones did at {began}")
     past, earlier = known[at], known[at + 1 :]
     clusters: dict[tuple[str, str, str], list[tuple[str, Failure]]] = {}

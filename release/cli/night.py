@@ -59,7 +59,7 @@ def status(
 @_json
 @click.pass_context
 def triage(context: click.Context, control: bool, run: str, as_json: bool) -> None:
-    """Tell what went wrong in the last `build --all`: each cause once, by evidence, with what the failed cells share."""
+    """Tell what went wrong in the last build, of one cell or of many: each cause once, by evidence, with what the failed cells share."""
     from release.show.night import triage as triage_text
     from release.triage import triage as sort_out
 

@@ -250,11 +250,11 @@ def build(
             outcome = batch = build_all(house, cells, limits=here, keep_going=keep_going, session=session, **how)
             click.echo(shown(batch, as_json=as_json))
         else:
-            from release.build import build as run
+            from release.batch import build_one
             from release.show.outcome import outcome as outcome_text
 
             cell = house.cell(str(chip), str(model), precision)
-            outcome = one = run(house, cell, jobs=slots, use_build_cache=not no_build_cache, **how)
+            outcome = one = build_one(house, cell, jobs=slots, use_build_cache=not no_build_cache, **how)
             click.echo(outcome_text(one, as_json=as_json))
         outcome.require(require)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from release.batch import Batch, Fate, build_all
-from release.errors import UsageError
+from release.batch import Batch, Fate, build_all, build_one
+from release.errors import StageError, UsageError
 from release.failures import BY_STAGE, KINDS, failures_of
 from release.house import House
 from release.journal import KEPT, Journal, read, runs
@@ -253,7 +253,7 @@ def test_a_failure_whose_result_is_there_now_was_flaky(tmp_path: Path) -> None:
 
 
 def test_a_store_without_a_run_is_an_error_of_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no run of many cells"):
+    with pytest.raises(UsageError, match="no run is known"):
         triage(house(tmp_path))
 
 
@@ -300,6 +300,30 @@ def test_a_build_of_many_cells_keeps_what_became_of_each(tmp_path: Path) -> None
     assert past.fates[cells[0]]["pins"]["flaggems"] == "deepseek_release_cambricon"
     (entry,) = triage(here).entries
     assert (entry.kind, entry.sign, entry.stage) == ("build", "pin unknown", "fetch")
+
+
+def test_a_build_of_one_cell_is_a_run_too_whatever_becomes_of_it(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    good, bad = "nvidia/qwq-32b@bf16~native", "cambricon/qwq-32b@bf16"
+    assert build_one(here, good, until="render", dist=tmp_path).ran
+    with pytest.raises(StageError, match="the commit of"):
+        build_one(here, bad, until="render", dist=tmp_path, runner=lambda *words: Run(*words, moved=["a stage: its host died"]))
+    (entry,) = triage(here).entries
+    assert (entry.cells, entry.sign) == ((bad,), "pin unknown")
+
+    def stop(*words: Any) -> Run:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_one(here, bad, dist=tmp_path, runner=stop)
+    with pytest.raises(UsageError, match="nothing can be pushed"):
+        build_one(here, bad, until="render", to="registry.example.org/x", dist=tmp_path)
+    stopped, failed, done = runs(here.store)
+    assert (stopped.cells, stopped.fates, stopped.ended) == ((bad,), {}, None), "and what never began is no run"
+    assert failed.ended and failed.moved == ("a stage: its host died",) and failed.fates[bad]["stage"] == "fetch"
+    assert failed.fates[bad]["pins"]["flaggems"] == "deepseek_release_cambricon" and failed.fates[bad]["key"]
+    assert done.ended and done.fates[good]["state"] == "done"
+    assert [each.state for each in standings(here, [bad])] == ["failed"]
 
 
 def test_the_heat_map_tells_states_by_letters_and_fits_80_columns(tmp_path: Path) -> None:
