@@ -27,9 +27,9 @@ def checked(check: Check, *, cases: bool, as_json: bool) -> str:
         lines = group if cases else [verdict for verdict in group if verdict.status is not Status.PASSED]
         if passed and not cases:
             worst = max(passed, key=lambda verdict: float(verdict.measured.split()[0]))
-            _add(table, worst, f"{len(passed)} of {len(group)} cases")
+            _add(table, worst, f"{len(passed)} of {len(group)} cases", f"worst of them: {worst.figures.get('case', '')}")
         for verdict in lines:
-            _add(table, verdict, verdict.figures.get("case", ""))
+            _add(table, verdict, verdict.figures.get("case", ""), "" if verdict.status is Status.PASSED else verdict.reason)
     counts = [(status, sum(verdict.status.value == status for verdict in check.verdicts)) for status in MARKS]
     return text(table, ", ".join(f"{count} {status}" for status, count in counts if count), _where(check))
 
@@ -41,11 +41,10 @@ def _groups(check: Check) -> list[list[Verdict]]:
     return list(groups.values())
 
 
-def _add(table: Table, verdict: Verdict, case: str) -> None:
-    status, figures = verdict.status.value, verdict.figures
-    reason = "" if status == "PASSED" else verdict.reason
+def _add(table: Table, verdict: Verdict, case: str, reason: str) -> None:
+    figures = verdict.figures
     row = (figures.get("operator", "all"), figures.get("dtype", ""), case, verdict.measured, verdict.wanted, reason)
-    table.add_row(MARKS[status], *map(escape, row))
+    table.add_row(MARKS[verdict.status.value], *map(escape, row))
 
 
 def _where(check: Check) -> str:
