@@ -17,7 +17,7 @@ from release.failures import alike, failures_of
 from release.grid import grid_for
 from release.house import House
 from release.journal import Journal
-from release.pins import pins_of, texts, traits
+from release.pins import pins_of, texts, traits, wheel_named
 from release.pipeline import Graph, Run, Task, missing
 from release.schedule import Ledger, Limits
 from release.session import Session
@@ -204,7 +204,12 @@ class _Night:
         if fate.state == REFUSED:
             return {**fate.told(), "pins": {}}
         plan = self.house.plan(fate.cell)
-        return {**fate.told(), "pins": traits(plan) | texts(pins_of(plan, self.house.matrix))}
+        pins = pins_of(plan, self.house.matrix)
+        return {
+            **fate.told(),
+            "pins": traits(plan) | texts(pins),
+            "wheel": wheel_named(f"{fate.reason}\n{fate.detail}", pins) if fate.reason else "",
+        }
 
 
 def _words(problem: BaseException, task: Task) -> str:

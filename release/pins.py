@@ -21,6 +21,12 @@ OPEN: Final = "has a name and no commit yet: it is planned by the name"
 UNSEEN: Final = "digest unknown"
 """What stands for the digest of a wheel of which a command line gave the version alone."""
 
+NAMED: Final = re.compile(
+    r"(?:site|dist)-packages/(\w+)(?:/|\.py\b)|\b([A-Za-z0-9][\w.]*)-[0-9][\w.+!]*-(?:[\w.]+-){2,3}[\w.]+\.whl\b"
+    r"|(?<![\w.-])([A-Za-z0-9][\w.-]*)==[0-9]"
+)
+"""How a log names a package: by a file of it where Python installs it, by its wheel, or as a requirement."""
+
 
 @dataclass(frozen=True, order=True)
 class Pin:
@@ -50,6 +56,24 @@ def texts(pins: Pins) -> dict[str, str]:
 def differences(before: Pins, then: Pins) -> dict[str, tuple[str, str]]:
     """Return the pins of one plan that have become others, each wheel by its name, in a few words: what they were, what they are."""
     return {str(pin): (text_of(before[pin]), text_of(value)) for pin, value in then.items() if before[pin] != value}
+
+
+def wheel_named(words: str, pins: Pins) -> str:
+    """Return the pin NAME==VERSION of the package that an error's words name: by files under site-packages, a wheel, or a requirement.
+
+    Empty where they name none, more than one, or one that is not pinned: frames of several packages do not say whose fault it is. What is
+    imported under another name than its wheel's is not known to be that.
+    """
+    from release.builders.wheels import normalised
+
+    named = {normalised(next(filter(None, found.groups()))) for found in NAMED.finditer(words)}
+    known = dict[str, str]()
+    for pin, value in pins.items():
+        if isinstance(value, Wheel):
+            known[normalised(value.name)] = value.wheel
+        elif pin.kind in ("wheel", "package") and isinstance(value, str):
+            known[normalised(pin.name)] = f"{pin.name}=={value.partition(' ')[0]}"
+    return known.get(named.pop(), "") if len(named) == 1 else ""
 
 
 def traits(plan: Plan) -> dict[str, str]:

@@ -43,6 +43,7 @@ class Control:
 class Entry:
     """One cause over all cells that met it. `shared` is what all of them have and no cell has that passed; empty for one cell alone.
     `next_step` is what the error itself advised; `detail` is all that it said besides, of the first of the cells: a log's end, for one.
+    `wheel` is the one package, NAME==VERSION, that the words of every cell name.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Entry:
     controls: tuple[Control, ...]
     next_step: str = ""
     detail: str = ""
+    wheel: str = ""
 
     @property
     def blame(self) -> str:
@@ -135,10 +137,12 @@ def _entry(found: Sequence[tuple[str, Failure]], past: Past, passing: Sequence[J
     shared = shared_by([past.fates[cell] for cell in cells], passing) if len(cells) > 1 else {}
     advice = str(past.fates[cells[0]].get("detail") or "")
     control = tuple(controls[chip] for chip in chips)
+    wheels = {str(past.fates[cell].get("wheel") or "") for cell in cells}
     return Entry(
         *(first.kind, first.sign, first.stage, first.evidence, cells, shared, control),
         next_step="" if "\n" in advice or advice == first.evidence else advice,  # more lines are a log
         detail=advice,
+        wheel=wheels.pop() if len(wheels) == 1 else "",
     )
 
 

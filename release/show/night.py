@@ -115,6 +115,8 @@ def _entry(number: int, each: Entry) -> Iterator[str]:
     yield f"   evidence  {each.evidence}"
     more = f" and {len(each.cells) - NAMED} more" if len(each.cells) > NAMED else ""
     yield f"   cells     {', '.join(each.cells[:NAMED])}{more}"
+    if each.wheel:
+        yield f"   wheel     {each.wheel}: no other is named where it failed"
     for control in each.controls:
         yield f"   control   {control.cell or control.chip}: {control.state}{f' ({control.reason})' if control.reason else ''}"
     yield f"   blame     {each.blame}"

@@ -15,6 +15,7 @@ from release.errors import StageError, UsageError
 from release.failures import BY_STAGE, KINDS, failures_of
 from release.house import House
 from release.journal import KEPT, Journal, read, runs
+from release.pins import Pin, wheel_named
 from release.pipeline import Run
 from release.schedule import Limits
 from release.show.batch import batch as batch_text
@@ -23,6 +24,7 @@ from release.show.night import triage as triage_text
 from release.stages import STAGES
 from release.status import standings
 from release.triage import AGAIN, Control, Triage, again, shared_by, triage
+from release.types import Unknown
 
 A, B, C, D = (f"ascend-800i-a2/qwen2.5-{size}@bf16" for size in ("0.5b", "1.5b", "7b", "14b"))
 FATE = ("cell", "state", "stage", "reason", "key", "error", "detail")
@@ -145,6 +147,45 @@ def test_servers_that_die_of_different_errors_are_different_causes(tmp_path: Pat
     batch = Batch(tuple(Fate(**{name: each.get(name, "") for name in FATE}) for each in fates), (), 0, 0, 0.0)
     assert [cause.cells for cause in batch.causes] == [(A, B), (C,), (D,)]
     assert all(words in batch_text(batch, as_json=False) for words in (said[0], *said[2:]))
+
+
+FRAME = 'File "/opt/venv/lib/python3.12/site-packages/{}/model.py", line 7, in load'
+PINS = {
+    Pin("wheel", "flag-gems"): f"5.3.3 sha256:{'a' * 64}",
+    Pin("wheel", "torch"): f"2.9.0 sha256:{'b' * 64}",
+    Pin("package", "triton"): "3.5.0",
+    Pin("package", "apex"): Unknown(unknown="nobody has said"),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (FRAME.format("flag_gems") + "\n" + FRAME.format("flag_gems/ops"), "flag-gems==5.3.3"),
+        (FRAME.format("triton"), "triton==3.5.0"),
+        ("ImportError: /usr/lib/python3/dist-packages/torch/lib/libtorch.so: undefined symbol: x", "torch==2.9.0"),
+        ("ERROR: torch-2.9.0-cp312-cp312-manylinux_2_28_x86_64.whl is not a supported wheel", "torch==2.9.0"),
+        ("pip: No matching distribution found for torch==2.9.0", "torch==2.9.0"),
+        (FRAME.format("flag_gems") + "\n" + FRAME.format("torch"), ""),
+        (FRAME.format("flag_gems") + "\n" + FRAME.format("vllm"), ""),
+        (FRAME.format("vllm"), ""),
+        (FRAME.format("apex"), ""),
+        ("torch is mentioned, and x==3 is none; --flag==1", ""),
+        ("RuntimeError: no", ""),
+    ],
+)
+def test_a_wheel_is_named_by_its_files_alone_and_where_no_other_is(words: str, wanted: str) -> None:
+    assert wheel_named(words, PINS) == wanted
+
+
+def test_the_entry_names_the_wheel_that_all_its_cells_name_and_no_other(tmp_path: Path) -> None:
+    here = house(tmp_path)
+    for wheels, wanted in ((("torch==2.9.0",) * 2, "torch==2.9.0"), (("torch==2.9.0", "torch==2.8.0"), ""), (("", ""), "")):
+        past(here, *(serve(cell, OOM, wheel=wheel) for cell, wheel in zip((A, B), wheels, strict=True)))
+        found = triage(here)
+        assert [entry.wheel for entry in found.entries] == [wanted]
+        assert ("wheel     torch==2.9.0" in triage_text(found, as_json=False)) == bool(wanted)
+        assert json.loads(triage_text(found, as_json=True))["causes"][0]["wheel"] == wanted
 
 
 def test_what_the_engine_itself_said_is_in_the_documents_too(tmp_path: Path) -> None:
