@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,7 +83,7 @@ class Batch:
     moved: tuple[str, ...] = ()
     """Stages that left a host at fault, and why."""
 
-    @property
+    @cached_property
     def causes(self) -> tuple[Cause, ...]:
         """The failures, each once with all cells that it stopped, widest first: what is alike by its evidence is one cause."""
         found: dict[tuple[str, ...], list[Fate]] = {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any, Final
 from release import processes
 from release.errors import HostError
 from release.guard import Guard
+from release.ports import free_ports
 from release.store import write_whole
 
 START: Final = 900.0
@@ -114,15 +114,6 @@ def hurry(folder: Path, node: str) -> None:
         with contextlib.suppress(OSError):
             if not told.exists():
                 write_whole(told, "-1")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many ports of the loopback at which nobody listens now."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def be_patient() -> None:

@@ -22,8 +22,9 @@ UNSEEN: Final = "digest unknown"
 """What stands for the digest of a wheel of which a command line gave the version alone."""
 
 NAMED: Final = re.compile(
-    r"(?:site|dist)-packages/(\w+)(?:/|\.py\b)|\b([A-Za-z0-9][\w.]*)-[0-9][\w.+!]*-(?:[\w.]+-){2,3}[\w.]+\.whl\b"
-    r"|(?<![\w.-])([A-Za-z0-9][\w.-]*)==[0-9]"
+    r"(?:site|dist)-packages/(\w+)(?:/|\.py\b)"
+    r"|\b([A-Za-z0-9][\w.]{0,80})-[0-9][\w.+!]{0,40}-(?:[\w.]{1,80}-){2,3}[\w.]{1,80}\.whl\b"
+    r"|(?<![\w.-])([A-Za-z0-9][\w.-]{0,80})==[0-9]"
 )
 """How a log names a package: by a file of it where Python installs it, by its wheel, or as a requirement."""
 

@@ -111,7 +111,7 @@ def serve_command(house: House, folder: Path, port: int | None, *, check: bool) 
         return line, {}
     from release.containers import connect
     from release.errors import EngineError
-    from release.validators.serving import free_port
+    from release.ports import free_port
 
     free_port(port or own)
     with connect(house.engine_kind) as engine:

@@ -172,19 +172,18 @@ def server_of(work: Work, key: str, reads: JSON) -> Server:
     folder = work.inputs["weights"] / "model"
 
     def start(stack: ExitStack) -> Server:
-        seat, fleet, flags, mounted = work.session.seat_of(key), work.session.fleet, tuple[str, ...](), str(folder)
+        seat, fleet = work.session.seat_of(key), work.session.fleet
         if seat is not None and fleet is not None:
             place = stack.enter_context(fleet.sit(seat, work.task.cell, work.line.note))
-            engine, flags = place.engine, place.flags
-            work.line.note(f"bringing the weights to {seat.host}")
-            mounted = fleet.weights(seat.host, folder, work.store.path, digest([work.task.needs["weights"], mark(folder)]))
+            engine, flags, host, staging = place.engine, place.flags, seat.host, fleet.hosts.staging(seat.host)
+            work.line.note(f"bringing the weights to {host}")
+            mounted = fleet.weights(host, folder, work.store.path, digest([work.task.needs["weights"], mark(folder)]))
         else:
-            engine = work.session.engine
+            engine, flags, host, staging, mounted = work.session.engine, (), "", None, str(folder)
         work.line.note("waiting for the image to be loaded")
-        staging = fleet.hosts.staging(seat.host) if seat is not None and fleet is not None else None
-        with work.session.once(f"{seat.host if seat else ''} {facts['config']}"):
-            if seat is not None and staging is not None and not engine.has(facts["config"]):
-                _send(work, facts, staging, seat.host, engine)
+        with work.session.once(f"{host} {facts['config']}"):
+            if staging is not None and not engine.has(facts["config"]):
+                _send(work, facts, staging, host, engine)
             image_id = provide_image(facts, work.inputs["image"], engine, work.line)
         return serving.start(
             engine,

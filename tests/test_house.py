@@ -20,7 +20,7 @@ ROOMS: Final = ("matrix", "templates", "patches", "kernels", "builders", "valida
 FLOORS: Final = (
     ("types",),
     ("errors",),
-    ("oci", "processes", "progress", "settings", "launch"),
+    ("oci", "processes", "progress", "settings", "launch", "ports"),
     ("hardware", "hubs"),
     ("store", "guard", "failures"),
     ("podman", "transport"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,13 +14,13 @@ import requests
 
 from release.containers import Engine
 from release.errors import ServingError
+from release.failures import ERROR
 from release.guard import Guard
+from release.ports import free_port
 
 POLL: Final = 0.25
 LAST_LINES: Final = 20
 FIRST_ERRORS: Final = 3
-ERROR: Final = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .{1,300}")
-"""How Python tells an error: `RuntimeError: …`."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +96,12 @@ def start(
     return Server(url, name, tuple(line), round(time.monotonic() - began, 2), engine)
 
 
-def free_port(port: int = 0) -> int:
-    """Return `port` (or any free one for 0) on 127.0.0.1. Raises ServingError when it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as problem:
-            raise ServingError(f"port {port} on 127.0.0.1 is taken", next_step="give another one with --port") from problem
-        return int(probe.getsockname()[1])
-
-
 def _tail(log: str) -> str:
     """Return the end of a log, and before it the errors that an engine of several processes has told further up, each once."""
     lines = [line for line in log.splitlines() if line.strip()]
     if not lines:
         return "its log is empty"
     last = lines[-LAST_LINES:]
-    told = dict.fromkeys(match[0] for line in lines[:-LAST_LINES] if (match := ERROR.search(line)))
+    told = dict.fromkeys(match[0] for line in lines[:-LAST_LINES] if (match := re.search(ERROR, line)))
     above = [text for text in told if not any(text in line for line in last)][:FIRST_ERRORS]
     return "\n".join([*(f"it said: {text}" for text in above), "the last lines of its log:", *last])

@@ -17,8 +17,9 @@ from night import Silent, labour, note
 from release.cluster import Cluster, Spread
 from release.errors import StageError
 from release.matrix.load import Matrix
-from release.node import NODE_ID, OBJECTS, SETTINGS, be_patient, free_ports, hurry
+from release.node import NODE_ID, OBJECTS, SETTINGS, be_patient, hurry
 from release.pipeline import Graph, Work
+from release.ports import free_ports
 from release.schedule import Ledger, Limits, carry_out
 from release.session import Session
 from release.store import Store

@@ -172,6 +172,7 @@ PINS = {
         (FRAME.format("apex"), ""),
         ("torch is mentioned, and x==3 is none; --flag==1", ""),
         ("RuntimeError: no", ""),
+        *((odd * 100_000, "") for odd in ("a.", "a-1-", "torch=", "site-packages/")),
     ],
 )
 def test_a_wheel_is_named_by_its_files_alone_and_where_no_other_is(words: str, wanted: str) -> None:

@@ -64,5 +64,7 @@ def test_what_a_dead_server_said_first_is_told_before_its_last_lines() -> None:
     )
     assert _tail(log).splitlines()[:2] == [f"it said: {cause}", "the last lines of its log:"]
     assert _tail(log).endswith("the end")
+    echo = "RuntimeError: Engine core initialization failed. See root cause above."
+    assert _tail(f"{echo}\n{log}") == _tail(log), "which says that another process had an error"
     assert _tail("one\nValueError: no\n").count("ValueError") == 1
     assert _tail(" \n") == "its log is empty"
