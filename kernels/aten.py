@@ -62,7 +62,10 @@ def enable(environment: Mapping[str, str], folder: Path | None) -> int:
     kept: dict[str, Any] = {}
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = {"record": True, "once": True, "path": str(folder / f"flaggems-{os.getpid()}.txt")}
+        table = folder / f"flaggems-{os.getpid()}.json"
+        for path in (table, table.with_suffix(".txt")):
+            path.open("a").close()  # what cannot be recorded raises before anything is registered, and not behind it
+        kept = {"record": True, "once": True, "path": str(table.with_suffix(".txt"))}
     if include is None:
         flag_gems.enable(unused=list(exclude), **kept)
     else:
@@ -71,14 +74,15 @@ def enable(environment: Mapping[str, str], folder: Path | None) -> int:
     functions = {key: logged_as(one) for key, one in flag_gems.current_work_registrar.config if key in taken and _exists(key)}
     if folder:
         document = {"schema": SCHEMA, "version": flag_gems.__version__, "functions": functions}
-        (folder / f"flaggems-{os.getpid()}.json").write_text(json.dumps(document), encoding="utf-8")
+        table.write_text(json.dumps(document), encoding="utf-8")
     return len(functions)
 
 
 def logged_as(function: Callable[..., Any]) -> str | None:
-    """Return the name that a record has for calls of a function of FlagGems; None where no call of it can get into one.
+    """Return the name that a record has for calls of a function of FlagGems; None where we cannot tell its calls in one.
 
-    That is so where its module's logger is no child of `flag_gems`, and where neither it nor what it calls in its module logs at all.
+    That is so where its module's logger is no child of `flag_gems`, and where no function in its module logs that it comes to: some of
+    FlagGems' log in a class of autograd's or in another module.
     """
     inner = inspect.unwrap(function)
     logger = getattr(inner, "__globals__", {}).get("logger")

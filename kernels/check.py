@@ -44,6 +44,7 @@ def main(arguments: list[str], answered: Callable[[Mapping[str, Any]], Iterator[
     with open(arguments[1], "a", encoding="utf-8", buffering=1) as results:
         for line in answered(request):
             results.write(json.dumps(line) + "\n")
+        results.write(json.dumps({"end": True}) + "\n")  # without it the process was ended, whatever its exit status says
 
 
 def answers(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

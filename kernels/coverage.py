@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -42,13 +43,14 @@ SWITCHED: Final = ("ours", "flaggems")
 """Libraries of the registry that stand in for the engine's own."""
 SERVED: Final = (
     "by record: distinct names of operators that launched kernels of the device, and of kernels that belong to none: those all of whose "
-    "kernels are in Triton by their names, and those of ATen that FlagGems' own record says it served, whichever of their overloads, of "
-    "all, each counted once"
+    "kernels are in Triton by their names, and those of ATen that FlagGems' own record says it served since the server started, whichever "
+    "of their overloads, and none of whose kernels is known as another library's, of all, each counted once"
 )
 """What the share counts that needs FlagGems' record. It is near the rule of FlagOS' own tool (vllm-plugin-FL, tools/operator_profile), and
 not that: the tool goes over a run without FlagGems, and counts an operator that one kernel in Triton belongs to."""
 INTERPRETED: Final = (
-    "Triton ran in its interpreter, which takes some hundred times as long: a share of that time says nothing of any device"
+    "the profile has no kernels of a device, so what is in Triton ran in its interpreter, or its kernels were not seen: a share of the host's "
+    "time says nothing of any device"
 )
 LOST: Final = "FlagGems' record of a process is lost, and what it served there is not known"
 RULES: Final = (
@@ -108,7 +110,7 @@ class Share:
 class Coverage:
     """What a profile shows: every kind of operator, the three shares, and whether a device's kernels or a processor's operators were seen.
 
-    `unrecorded` are operators of ATen that launched kernels and may be FlagGems', which keeps no record of them: they count for nothing.
+    `unrecorded` are operators of ATen that launched kernels and may be FlagGems', whose record cannot tell: they count for nothing.
     """
 
     kinds: tuple[Kind, ...]
@@ -170,24 +172,29 @@ def coverage(traces: Iterable[list[Any]], served: Served | None = None) -> Cover
     shares = _shares(kinds, device)
     if served is None or not device:
         return Coverage(kinds, shares, device)
-    launching = _launching(spans, found)
-    triton = sum(name in served.operators or every for name, every in launching.items())
-    by_record = Share("kinds, by record", triton, len(launching), SERVED, LOST if served.lost else "")
-    return Coverage(kinds, (*shares, by_record), device, tuple(sorted(served.unrecorded & set(launching))))
+    launching = _launching(spans, found, waiting)
+    triton = {
+        name
+        for name, kernels in launching.items()
+        if all(kernel.triton for kernel in kernels)
+        or (name in served.operators and all(kernel.triton or kernel.library == UNDETERMINED for kernel in kernels))
+    }
+    by_record = Share("kinds, by record", len(triton), len(launching), SERVED, LOST if served.lost else "")
+    return Coverage(kinds, (*shares, by_record), device, tuple(sorted((served.unrecorded & set(launching)) - triton)))
 
 
-def _launching(spans: Iterable[Sequence[Span]], kinds: Mapping[str, Kind]) -> dict[str, bool]:
-    """Return the operators that launched kernels, each with whether all of those are in Triton by name; a kernel without one is its own.
+def _launching(spans: Iterable[Sequence[Span]], kinds: Mapping[str, Kind], waiting: re.Pattern[str]) -> dict[str, list[Kind]]:
+    """Return the operators that launched kernels, each with the kinds of those; a kernel without one is its own.
 
     torch's profiler gives a kernel the `External id` of the innermost operator that ran as it was launched, one trace at a time.
     """
-    found: dict[str, bool] = {}
+    found: dict[str, dict[str, Kind]] = defaultdict(dict)
     for trace in spans:
-        operators = {span.link: span.name for span in trace if span.kind == "cpu_op" and span.link is not None}
+        operators = {span.link: span.name for span in trace if span.kind == "cpu_op" and not waiting.search(span.name)}
         for kernel in (span for span in trace if span.kind == "kernel" and span.name in kinds):
             name = operators.get(kernel.link, kernel.name) if kernel.link is not None else kernel.name
-            found[name] = found.get(name, True) and kinds[kernel.name].triton
-    return found
+            found[name][kernel.name] = kinds[kernel.name]
+    return {name: list(kernels.values()) for name, kernels in found.items()}
 
 
 def recorded(rows: Iterable[Mapping[str, Any]]) -> tuple[Share, ...]:
@@ -234,7 +241,9 @@ def _span(event: Any) -> Span | None:
     more = event.get("args")
     link = more.get("External id") if isinstance(more, dict) else None
     thread = f"{event.get('pid')}/{event.get('tid')}"
-    return Span(event["cat"], name[:LONGEST_NAME], start, start + duration, thread, link if isinstance(link, int) else None)
+    if len(name) > LONGEST_NAME:  # C++ templates differ behind what a table has room for
+        name = f"{name[:LONGEST_NAME]}… {hashlib.sha256(name.encode(errors='replace')).hexdigest()[:12]}"
+    return Span(event["cat"], name, start, start + duration, thread, link if isinstance(link, int) else None)
 
 
 def _number(value: Any) -> TypeGuard[float]:

@@ -17,7 +17,7 @@ from release.types import JSON, Chip, Model
 OURS: Final = "ours"
 MEASURED: Final = "MEASURED"
 UNITS: Final[JSON] = {
-    "seconds": "median of the calls of a round, each with a cold cache, by the device's events, or the host's clock if it has none; one a round",
+    "seconds": "median of the calls of a round, each with a cold cache, by the device's own events; one figure a round",
     "host": "seconds in which the host issues one call; longer than the call takes, and an engine that issues call by call waits for it",
     "waits": "the host, or a wait for the device in the call itself, took longer than the device was kept busy: seconds hold time of the host",
     "host_bound": "ours or the best peer waits, so that their ratio holds time of the host",

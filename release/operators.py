@@ -122,11 +122,13 @@ def answers_of(
         while True:
             lines, problem = _ask(program, {**request, "after": after}, folder, results)
             begun: list[str] | None = None
-            for line in lines:
+            ended = bool(lines) and "end" in lines[-1]
+            for line in lines[: len(lines) - ended]:
                 begun = line.get("begun", None if "result" in line else begun)
                 yield line
-            if problem is None:
+            if ended and problem is None:
                 return
+            problem = problem or StageError(f"{program} of the kernels ended before it was done, and said that all was well")
             if begun is None:
                 raise problem
             yield {"ended": begun, "why": str(problem)}

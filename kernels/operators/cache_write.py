@@ -115,15 +115,15 @@ def reference(
     key_scale: torch.Tensor | None,
     value_scale: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both caches with the tokens in them."""
+    """Return both caches with the tokens in them, those of int8 before they are rounded."""
     found = []
     real = (slots >= 0) & (slots < key_cache.shape[0] * key_cache.shape[1])
     for x, cache, scale in ((key, key_cache, key_scale), (value, value_cache, value_scale)):
         new = x.double()
         if scale is not None:
-            new = torch.round(new / scale.double()).clamp(-128, 127).nan_to_num(0.0)
-        whole = cache.clone() if scale is not None else cache.double()
-        whole.view(-1, *cache.shape[2:])[slots[real]] = new[real].to(whole.dtype)
+            new = (new / scale.double()).clamp(-128, 127).nan_to_num(0.0)
+        whole = cache.double()
+        whole.view(-1, *cache.shape[2:])[slots[real]] = new[real]
         found.append(whole)
     return found[0], found[1]
 
@@ -188,7 +188,7 @@ OPERATOR: Final = Operator(
         "odd": {"rows": 7, "heads": 3, "size": 24, "page": 5, "narrow": 0},
     },
     hostile=("key", "value"),
-    strided=("key", "value"),
+    strided=("key", "value", "key_cache", "value_cache"),
     in_place=("key_cache", "value_cache"),
     adversarial=adversarial,
     moved=moved,

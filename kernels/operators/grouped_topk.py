@@ -122,7 +122,7 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both, computed in float64."""
     scores = logits.double().sigmoid()
-    choice = scores + correction.double()
+    choice = (scores + correction.double()).nan_to_num(-3e38)
     if kept < groups:
         merit = choice.view(len(choice), groups, choice.shape[1] // groups).topk(2, dim=-1).values.sum(-1)
         out = merit.sort(dim=-1, descending=True, stable=True).indices[:, kept:]
@@ -161,13 +161,15 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
 
 
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
-    """Return ties, scores of exactly 0 and 1, groups whose best expert misleads, one group, and experts in no power of two."""
+    """Return ties, scores of exactly 0 and 1, groups whose best expert misleads, one group, no number, and experts in no power of two."""
     flat = inputs({"rows": 3, "experts": 32, "groups": 4, "kept": 2, "best": 4}, dtype, device, generator)
     plain = torch.zeros(32, device=device)
     huge = torch.full_like(flat["logits"], -3e4)
     huge[:, 20:30] = 3e4
     lone = torch.full_like(flat["logits"], -2.0)
     lone[:, 8], lone[:, 0:2], lone[:, 16:18] = 3.0, 1.0, 1.5
+    without = flat["logits"].clone()
+    without[1], without[2, 7] = float("nan"), float("nan")
     odd = inputs({"rows": 3, "experts": 30, "groups": 3, "kept": 2, "best": 6}, dtype, device, generator)
     one = inputs({"rows": 3, "experts": 24, "groups": 1, "kept": 1, "best": 3}, dtype, device, generator)
     return {
@@ -176,6 +178,7 @@ def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Gener
         "one best in a poor group": {**flat, "logits": lone, "correction": torch.arange(32, device=device) * -1e-3},
         "odd groups": odd,
         "one group, not renormalised": {**one, "renormalise": False},
+        "without a number": {**flat, "logits": without},
     }
 
 

@@ -176,7 +176,7 @@ OPERATOR: Final = Operator(
         "empty": {"rows": 0, "heads": 1, "latent": 64, "rope": 16, "page": 16, "context": 1, "head": 48},
         "odd": {"rows": 5, "heads": 17, "latent": 72, "rope": 24, "page": 7, "context": 61, "head": 48},
     },
-    strided=("query", "rotated"),
+    strided=("query", "rotated", "cache"),
     adversarial=adversarial,
     moved=lambda inputs: (
         int(inputs["lengths"].sum()) * size_of(inputs["cache"][0, 0]) + 2 * size_of(inputs["query"]) + size_of(inputs["rotated"])

@@ -125,6 +125,7 @@ OPERATOR: Final = Operator(
         "empty": {"rows": 0, "columns": 128, "depth": 128},
         "no depth": {"rows": 3, "columns": 5, "depth": 0},
         "odd": {"rows": 131, "columns": 133, "depth": 161},
+        "more than a band": {"rows": 1100, "columns": 150, "depth": 32},
     },
     hostile=("a",),
     strided=("a",),

@@ -220,7 +220,7 @@ OPERATOR: Final = Operator(
         "empty": {"rows": 0, "groups": 1, "share": 1, "size": 64, "page": 16, "context": 1, "narrow": 0},
         "odd": {"rows": 5, "groups": 3, "share": 5, "size": 40, "page": 7, "context": 61, "narrow": 0},
     },
-    strided=("query",),
+    strided=("query", "key_cache", "value_cache"),
     adversarial=adversarial,
     moved=moved,
     flops=lambda inputs: 4 * int(inputs["lengths"].sum()) * int(inputs["query"].shape[1]) * int(inputs["query"].shape[2]),

@@ -184,7 +184,10 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
 
 
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
-    """Return scores so large that exp overflows without its maximum, and NaN in the last token, which no other may see."""
+    """Return scores so large that exp overflows without its maximum, and NaN in the last token, which no other sequence may see.
+
+    Tokens of its own may: a share of nothing of NaN is NaN, in every attention that multiplies blocks.
+    """
     sizes = {"rows": 37, "groups": 1, "share": 2, "wide": 24, "slim": 24, "count": 3, "prefix": 0}
     sharp, late = (inputs(sizes, dtype, device, generator) for _ in range(2))
     late["key"][-1], late["value"][-1] = float("nan"), float("nan")
@@ -231,7 +234,7 @@ OPERATOR: Final = Operator(
         "odd": {"rows": 71, "groups": 3, "share": 5, "wide": 40, "slim": 24, "count": 4, "prefix": 0},
         "a prefix": {"rows": 71, "groups": 1, "share": 2, "wide": 40, "slim": 40, "count": 4, "prefix": 33},
     },
-    strided=("query", "key", "value"),
+    strided=("query", "key", "value", "key_cache", "value_cache"),
     adversarial=adversarial,
     moved=moved,
     flops=arithmetic,

@@ -85,7 +85,7 @@ def launch(
 def reference(logits: torch.Tensor, best: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both, computed in float64."""
     shares = logits.double().softmax(-1)
-    chosen = logits.double().sort(dim=-1, descending=True, stable=True).indices[:, :best]
+    chosen = logits.double().masked_fill(shares.isnan(), 0.0).sort(dim=-1, descending=True, stable=True).indices[:, :best]
     weights = shares.gather(1, chosen)
     return weights / weights.sum(-1, keepdim=True) if renormalise else weights, chosen
 
@@ -97,15 +97,18 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
 
 
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
-    """Return ties, huge logits, experts that are shut out, and shares that need not sum to one."""
+    """Return ties, huge logits, experts that are shut out, no number, and shares that need not sum to one."""
     plain = inputs({"rows": 3, "experts": 30, "best": 4}, dtype, device, generator)
     shut = plain["logits"].clone()
     shut[:, 5:28] = float("-inf")
+    without = plain["logits"].clone()
+    without[1, 7] = float("nan")
     return {
         "all equal": {**plain, "logits": torch.zeros_like(plain["logits"])},
         "huge logits": {**plain, "logits": plain["logits"] * 1e4},
         "experts shut out": {**plain, "logits": shut},
         "not renormalised": {**plain, "renormalise": False},
+        "without a number": {**plain, "logits": without},
     }
 
 

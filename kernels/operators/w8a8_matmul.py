@@ -155,6 +155,7 @@ OPERATOR: Final = Operator(
         "one row": {"rows": 1, "columns": 128, "depth": 128},
         "empty": {"rows": 0, "columns": 128, "depth": 128},
         "odd": {"rows": 131, "columns": 133, "depth": 161},
+        "more than a band": {"rows": 1100, "columns": 150, "depth": 32},
     },
     strided=("a", "w"),
     adversarial=adversarial,

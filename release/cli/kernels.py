@@ -131,7 +131,7 @@ def coverage(
     from release.coverage import calls_of, measure
     from release.show.coverage import covered
 
-    if bool(traces) == bool(chip and model) or bool(chip) != bool(model):
+    if bool(traces) == bool(chip and model) or bool(chip) != bool(model) or (traces and precision):
         raise UsageError("give traces, or the --chip and the --model whose server is to be profiled")
     if chip and model:
         from release.build import profile_cell

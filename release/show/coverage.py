@@ -15,7 +15,9 @@ from release.kernels.registry import beyond
 from release.show.text import as_document, text
 
 UNRECORDED: Final = "No calls were recorded: the server has no plugin release-kernels, or compiles its model."
-UNDETERMINED: Final = "Undetermined, in the total and not counted as Triton, since FlagGems keeps no record of their calls"
+UNDETERMINED: Final = (
+    "Undetermined, in the total and not counted as Triton: FlagGems is registered, and its record cannot tell whether it served"
+)
 MOST: Final = 12
 """Kinds that a table shows; the others are in --json."""
 

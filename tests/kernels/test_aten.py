@@ -121,16 +121,28 @@ def test_by_record_operators_count_that_launched_kernels_whatever_called_them() 
         event("kernel", "another_kernel_of_a_chip", 5, 140),
         event("kernel", "fused_moe_kernel", None, 150),  # replayed out of a graph
         event("kernel", "nvjet_hsh_64x8", 99, 160),
+        event("cpu_op", "aten::bmm", 6, 40),
+        event("kernel", "nvjet_hsh_8x8", 6, 170),
+        event("cpu_op", "aten::fill_", 7, 50),
+        event("kernel", "fill_kernel_rank_1", 7, 180),
+        event("cpu_op", "## Call CompiledFxGraph one", 8, 60),
+        event("kernel", "triton_poi_fused_0", 8, 190),
+        event("cpu_op", "## Call CompiledFxGraph two", 9, 70),
+        event("kernel", "triton_poi_fused_0", 9, 200),
     ]
-    served = Served(frozenset({"aten::mm", "aten::never_seen"}), frozenset({"aten::sub", "aten::neither"}))
+    served = Served(
+        frozenset({"aten::mm", "aten::never_seen", "aten::bmm"}), frozenset({"aten::sub", "aten::neither", "aten::fill_"})
+    )
     found = coverage([trace], served)
     share = found.shares[-1]
-    assert (share.by, share.part, share.whole, share.definition) == ("kinds, by record", 3, 6, SERVED)
-    assert found.unrecorded == ("aten::sub",)
+    assert (share.by, share.part, share.whole, share.definition) == ("kinds, by record", 5, 9, SERVED), (
+        "bmm is cuBLAS' by its kernel"
+    )
+    assert found.unrecorded == ("aten::sub",), "fill_ counts by its kernel's name"
     lost = coverage([trace], replace(served, lost=("flaggems-9.txt",))).shares[-1]
     assert (lost.share, lost.reason) == (None, LOST)
     other = coverage([trace, [event("cpu_op", "aten::add", 2, 0), event("kernel", "an_unknown_kernel", 2, 9)]], served).shares[-1]
-    assert (other.part, other.whole) == (3, 7), "each process counts its links from the beginning"
+    assert (other.part, other.whole) == (5, 10), "each process counts its links from the beginning"
 
 
 def test_without_a_device_or_a_record_no_share_is_told_by_record() -> None:

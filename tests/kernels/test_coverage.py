@@ -99,6 +99,12 @@ def test_no_share_is_without_a_definition_that_says_on_what_it_was_counted() -> 
         assert [row["share"] for row in rows] == [1, 1, 1 if kind == "kernel" else None]
 
 
+def test_names_that_differ_far_behind_are_kinds_of_their_own() -> None:
+    names = [f"void cutlass::Kernel<{'Shape, ' * 80}{last}>" for last in "ab"]
+    found = coverage([[call(name, 10 * number, 5, "kernel") for number, name in enumerate(names)]])
+    assert shares(found)["kinds"] == (0, 2) and all(len(kind.name) < 420 for kind in found.kinds)
+
+
 def test_of_the_interpreters_time_no_share_is_told_and_the_reason_is() -> None:
     found = coverage([[call("release_kernels::rms_norm", 0, 500), call("aten::mm", 600, 5)]])
     kinds, _, time = found.shares

@@ -51,6 +51,21 @@ NARROW: Final = ("fp8-matmul", "fp8-dequantise")
 OF_QWEN: Final = ("cache-write", "paged-attention")
 
 
+HIDDEN: Final = {
+    "paged-attention": ("paged_attention.py", "other=0).to(tl.int64)", "other=0)", "rows 2^30 apart"),
+    "cache-write": (
+        "cache_write.py",
+        "tl.load(slots + token).to(tl.int64)",
+        "tl.load(slots + token).to(tl.int32)",
+        "rows 2^30 apart",
+    ),
+    "latent-attention": ("latent_attention.py", "other=0).to(tl.int64)", "other=0)", "rows 2^30 apart"),
+    "matmul": ("blocks.py", "first = band * BAND", "first = band * (BAND - 1)", "more than a band"),
+    "int8-per-token": ("int8_quantise.py", " + 12582912.0 - 12582912.0", "", "odd"),
+}
+"""Errors that most shapes hide, by operator: the file, what stood there, what stands there now, and a case that shows it."""
+
+
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
     """Check a copy of the room in which each operator has one error."""
@@ -77,6 +92,28 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
 def test_the_check_catches(spoilt: list[Check], error: str) -> None:
     failed = {verdict.figures["operator"] for found in spoilt for verdict in found.verdicts if verdict.status is Status.FAILED}
     assert PLANTED[error][0] in failed
+
+
+@pytest.mark.integration
+def test_errors_that_most_shapes_hide_are_caught_by_the_case_that_is_there_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    room = tmp_path / "kernels"
+    shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, was, now, _ in HIDDEN.values():
+        file = room / name if (room / name).is_file() else room / "operators" / name
+        text = file.read_text(encoding="utf-8")
+        assert text.count(was) == 1, f"{name} changed: {was!r} stands there {text.count(was)} times"
+        file.write_text(text.replace(was, now), encoding="utf-8")
+    exact = CPU.model_copy(update={"dtypes": ["fp32"]})
+    of_qwen = [name for name in HIDDEN if name in OF_QWEN]
+    verdicts = [
+        *check(exact, MATRIX.model("tiny-r1"), [name for name in HIDDEN if name not in of_qwen], room=room).verdicts,
+        *check(exact, MATRIX.model("tiny-qwq"), of_qwen, room=room).verdicts,
+    ]
+    failed = {(one.figures["operator"], one.figures["case"]) for one in verdicts if one.status is Status.FAILED}
+    assert {(operator, case) for operator, (*_, case) in HIDDEN.items()} <= failed, failed
 
 
 @pytest.mark.integration

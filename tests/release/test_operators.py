@@ -82,6 +82,23 @@ def test_an_offset_of_32_bits_shows_only_where_rows_lie_far_apart(spoilt: Check)
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("way", ["__import__('os')._exit(0)", "raise SystemExit"])
+def test_a_kernel_that_ends_the_process_as_if_all_were_well_has_failed(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    shutil.copytree(ROOM, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "kernels" / "operators" / "silu_mul.py"
+    text, was = file.read_text(encoding="utf-8"), "cut = configured("
+    assert text.count(was) == 1
+    file.write_text(text.replace(was, f"{way}; {was}" if way.startswith("_") else f"{way}\n    {was}"), encoding="utf-8")
+    found = check(CPU, TINY, ["silu-mul", "softmax"], room=tmp_path / "kernels")
+    assert not found.passed
+    assert [verdict.measured for verdict in failures(found, "silu-mul")] == ["the process ended"]
+    assert any(verdict.figures["operator"] == "softmax" and verdict.status is Status.PASSED for verdict in found.verdicts)
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("error", "shows"),
     [
