@@ -146,7 +146,7 @@ OPERATOR: Final = Operator(
         "one row": {"rows": 1, "columns": 128, "depth": 128},
         "empty": {"rows": 0, "columns": 128, "depth": 128},
         "odd": {"rows": 7, "columns": 133, "depth": 261},
-        "more than a band": {"rows": 1100, "columns": 150, "depth": 32},
+        "more than a band": {"rows": 1100, "columns": 150, "depth": 128},
     },
     strided=("a", "w"),
     adversarial=adversarial,

@@ -320,7 +320,7 @@ if __name__ == "__main__":
     assert [line["operator"] for line in found.lines] == ["rms-norm", "softmax"], found.missing
     assert (found.failed, found.machine["known_as"]) == (1, TINY.id)
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    assert [next(iter(line)) for line in lines] == ["machine", "begun", "machine", "begun", "result"]
+    assert [next(iter(line)) for line in lines] == ["machine", "begun", "machine", "begun", "result", "end"]
     refused = bench(known, TINY, ["rms-norm"], room=room, keep=tmp_path / "nothing")
     assert f"{TINY.id} is none of the devices that the matrix names of {known.id}" in refused.missing
     assert not (tmp_path / "nothing").exists()
