@@ -85,7 +85,8 @@ def launch(
 def reference(logits: torch.Tensor, best: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both, computed in float64."""
     shares = logits.double().softmax(-1)
-    chosen = logits.double().masked_fill(shares.isnan(), 0.0).sort(dim=-1, descending=True, stable=True).indices[:, :best]
+    order = logits.double().nan_to_num(nan=-3e38, posinf=float("inf"), neginf=-3e38)
+    chosen = order.sort(dim=-1, descending=True, stable=True).indices[:, :best]
     weights = shares.gather(1, chosen)
     return weights / weights.sum(-1, keepdim=True) if renormalise else weights, chosen
 
