@@ -112,22 +112,22 @@ def read_served(folder: Path) -> Served | None:
 
     Raises ValueError for a file that is no such record.
     """
-    tables = sorted(folder.glob("flaggems-*.json"))
-    served: set[str] = set()
-    unrecorded: set[str] = set()
-    lost = []
-    for table in tables:
-        functions, record = _functions(table), table.with_suffix(".txt")
-        unrecorded |= {_named(key) for key, logged in functions.items() if logged is None}
-        if record.is_file():
-            served |= {_named(key) for key in covered(functions, set(LINE.findall(_text(record))))}
-        else:
-            lost.append(record.name)
-    return Served(frozenset(served), frozenset(unrecorded - served), tuple(lost)) if tables else None
+    processes = [_of_process(table) for table in sorted(folder.glob("flaggems-*.json"))]
+    return together(processes) if processes else None
+
+
+def _of_process(table: Path) -> Served:
+    functions, record = _functions(table), table.with_suffix(".txt")
+    called = set(LINE.findall(_text(record))) if record.is_file() else set()
+    return Served(
+        frozenset(map(_named, covered(functions, called))),
+        frozenset(_named(key) for key, logged in functions.items() if logged is None),
+        () if record.is_file() else (record.name,),
+    )
 
 
 def together(several: Iterable[Served]) -> Served:
-    """Return what the records of several folders say."""
+    """Return what several records say, of processes or of folders: what one of them served is no longer unrecorded."""
     found = tuple(several)
     operators = frozenset[str]().union(*(one.operators for one in found))
     unrecorded = frozenset[str]().union(*(one.unrecorded for one in found))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Final
 
 import torch
 
+from .cases import generator
 from .operator import Inputs
-
-SEED: Final = 20_261_128
 
 
 def sequences(inputs: Inputs) -> list[list[torch.Tensor]]:
@@ -51,7 +49,7 @@ def repaged(inputs: Inputs, page: int) -> Inputs:
     device = inputs["query"].device
     tables = torch.zeros(len(counts), max(1, *counts), dtype=torch.int32, device=device)
     caches = [part.new_zeros(max(1, sum(counts)), page, *part.shape[1:]) for part in whole[0]]
-    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(SEED)).to(device)
+    order = torch.randperm(sum(counts), generator=generator(device), device=device)
     for number, count in enumerate(counts):
         mine = order[sum(counts[:number]) :][:count]
         tables[number, :count] = mine

@@ -68,7 +68,7 @@ def profile(work: Work) -> str:
     _leave_hosts_out(work.out)
     asked = {"questions": len(prompts), "in-flight": AT_ONCE, "max-tokens": reads["max-tokens"], "answered-tokens": tokens}
     work.write("coverage.json", {**document(found, calls), "asked": asked, "added": reads["profiler"]})
-    return "Triton: " + ", ".join(f"{_percent(share)} by {share.by}" for share in found.shares)
+    return "Triton: " + ", ".join(f"{percent(share)} by {share.by}" for share in found.shares)
 
 
 def reads_profile(plan: Plan, matrix: Matrix) -> JSON:
@@ -172,7 +172,8 @@ def calls_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [row for path in paths if path.is_dir() for row in _recorded(path)]
 
 
-def _percent(share: Share) -> str:
+def percent(share: Share) -> str:
+    """Return a share as it is printed, or in a word why there is none."""
     return ("not told" if share.reason else "nothing observed") if share.share is None else f"{share.share:.1%}"
 
 

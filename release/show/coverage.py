@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.markup import escape
 from rich.table import Table
 
-from release.coverage import by_library, document
+from release.coverage import by_library, document, percent
 from release.kernels.calls import summed
 from release.kernels.coverage import RULES, Coverage, Share, recorded
 from release.kernels.registry import beyond
@@ -50,10 +50,9 @@ def covered(found: Coverage, calls: Sequence[Mapping[str, Any]] = (), *, as_json
 
 def _fill(table: Table, shares: Sequence[Share]) -> None:
     for share in shares:
-        value = f"{share.share:.1%}" if share.share is not None else "not told" if share.reason else "nothing observed"
         why = f". Not told: {share.reason}" if share.reason else ""
         figure = "–" if share.reason else _figure(share.by, share.part, share.whole)
-        table.add_row(value, share.by, figure, share.definition + why)
+        table.add_row(percent(share), share.by, figure, share.definition + why)
 
 
 def _figure(by: str, part: float, whole: float) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from planting import planted
 
 from release.matrix.load import Matrix
 from release.operators import PYTHON, ROOM, Check, check
@@ -49,8 +49,6 @@ PLANTED: Final = {
 NARROW: Final = ("fp8-matmul", "fp8-dequantise")
 """The operators that give no float32; the others are tried in that alone, in which errors show best."""
 OF_QWEN: Final = ("cache-write", "paged-attention")
-
-
 HIDDEN: Final = {
     "paged-attention": ("paged_attention.py", "other=0).to(tl.int64)", "other=0)", "rows 2^30 apart"),
     "cache-write": (
@@ -69,13 +67,7 @@ HIDDEN: Final = {
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
     """Check a copy of the room in which each operator has one error."""
-    room = tmp_path_factory.mktemp("room") / "kernels"
-    shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("__pycache__"))
-    for _, name, was, now in PLANTED.values():
-        file = room / name if (room / name).is_file() else room / "operators" / name
-        text = file.read_text(encoding="utf-8")
-        assert text.count(was) == 1, f"{name} changed: {was!r} stands there {text.count(was)} times"
-        file.write_text(text.replace(was, now), encoding="utf-8")
+    room = planted(tmp_path_factory.mktemp("room"), [(name, was, now) for _, name, was, now in PLANTED.values()])
     others = [name for name, *_ in PLANTED.values() if name not in (*NARROW, *OF_QWEN)]
     exact = CPU.model_copy(update={"dtypes": ["fp32"]})
     with pytest.MonkeyPatch.context() as patch:
@@ -99,13 +91,7 @@ def test_errors_that_most_shapes_hide_are_caught_by_the_case_that_is_there_for_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
-    room = tmp_path / "kernels"
-    shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, was, now, _ in HIDDEN.values():
-        file = room / name if (room / name).is_file() else room / "operators" / name
-        text = file.read_text(encoding="utf-8")
-        assert text.count(was) == 1, f"{name} changed: {was!r} stands there {text.count(was)} times"
-        file.write_text(text.replace(was, now), encoding="utf-8")
+    room = planted(tmp_path, [(name, was, now) for name, was, now, _ in HIDDEN.values()])
     exact = CPU.model_copy(update={"dtypes": ["fp32"]})
     of_qwen = [name for name in HIDDEN if name in OF_QWEN]
     verdicts = [

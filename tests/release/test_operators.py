@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import pytest
+from planting import planted
 
 from release.matrix.load import Matrix
-from release.operators import PYTHON, ROOM, Check, check, facts_of, listed
+from release.operators import PYTHON, Check, check, facts_of, listed
 from release.show.kernels import checked
 from release.types import Status, Verdict
 from tests.parts.pythons import LACKING, lacking
@@ -49,13 +49,7 @@ FOUND_BY: Final = {
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Check:
     """Check a copy of the room in which each operator has one error."""
-    room = tmp_path_factory.mktemp("room") / "kernels"
-    shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("__pycache__"))
-    for _, name, was, now in PLANTED.values():
-        file = room / "operators" / name
-        text = file.read_text(encoding="utf-8")
-        assert text.count(was) == 1, f"{name} changed: {was!r} stands there {text.count(was)} times"
-        file.write_text(text.replace(was, now), encoding="utf-8")
+    room = planted(tmp_path_factory.mktemp("room"), [(name, was, now) for _, name, was, now in PLANTED.values()])
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(PYTHON, raising=False)
         return check(CPU, TINY, [operator for operator, *_ in PLANTED.values()], room=room)
@@ -87,12 +81,8 @@ def test_a_kernel_that_ends_the_process_as_if_all_were_well_has_failed(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
-    shutil.copytree(ROOM, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
-    file = tmp_path / "kernels" / "operators" / "silu_mul.py"
-    text, was = file.read_text(encoding="utf-8"), "cut = configured("
-    assert text.count(was) == 1
-    file.write_text(text.replace(was, f"{way}; {was}" if way.startswith("_") else f"{way}\n    {was}"), encoding="utf-8")
-    found = check(CPU, TINY, ["silu-mul", "softmax"], room=tmp_path / "kernels")
+    room = planted(tmp_path, [("silu_mul.py", "cut = configured(", f"{way}\n    cut = configured(")])
+    found = check(CPU, TINY, ["silu-mul", "softmax"], room=room)
     assert not found.passed
     assert [verdict.measured for verdict in failures(found, "silu-mul")] == ["the process ended"]
     assert any(verdict.figures["operator"] == "softmax" and verdict.status is Status.PASSED for verdict in found.verdicts)
@@ -115,15 +105,10 @@ def test_an_error_with_heads_of_a_wider_product_shows_at_those_and_nowhere_else(
     error: str, shows: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
-    shutil.copytree(ROOM, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
-    file, was = tmp_path / "kernels" / "operators" / "rms_norm.py", "row // x_heads * x_stride"
-    text = file.read_text(encoding="utf-8")
-    assert text.count(was) == 1
-    file.write_text(text.replace(was, error), encoding="utf-8")
+    room = planted(tmp_path, [("rms_norm.py", "row // x_heads * x_stride", error)])
     exact = CPU.model_copy(update={"dtypes": ["fp32"]})
     cases = [
-        one.figures["case"]
-        for one in failures(check(exact, Matrix().model("tiny-qwen3"), ["rms-norm"], room=tmp_path / "kernels"), "rms-norm")
+        one.figures["case"] for one in failures(check(exact, Matrix().model("tiny-qwen3"), ["rms-norm"], room=room), "rms-norm")
     ]
     assert all(any(word in case for word in shows) for case in cases), cases
     assert all(any(word in case for case in cases) for word in shows), cases
