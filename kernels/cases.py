@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 import torch
 
-from .operator import Facts, Inputs, Operator, Sizes
+from .operator import Facts, Inputs, Operator, Orders, Sizes
 
 SEED: Final = 20_261_128
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: its name, how its inputs are made, and whether rows lie apart (with poison between) or far apart."""
+    """One call: its name, how its inputs are made, and how they lie.
+
+    Rows lie apart (with poison between) or far apart, inputs are `laid` in another order, or some are `spread`: every other element of
+    what is longer, which a launch may refuse.
+    """
 
     name: str
     dtype: str
     make: Callable[[], Inputs]
     apart: bool = False
     far: bool = False
+    laid: Orders = field(default_factory=dict)
+    spread: tuple[str, ...] = ()
 
 
 def cases_of(operator: Operator, facts: Facts, dtypes: Sequence[str], device: torch.device, *, reduced: bool) -> Iterator[Case]:
@@ -46,9 +52,33 @@ def cases_of(operator: Operator, facts: Facts, dtypes: Sequence[str], device: to
             if operator.strided:
                 yield Case(f"{of}rows apart", name, partial(made, operator, small, dtype, device), apart=True)
                 yield Case(f"{of}rows 2^30 apart", name, partial(made, operator, few, dtype, device), far=True)
+        for edge, orders in operator.laid.items():
+            yield Case(f"{edge}, laid otherwise", name, partial(made, operator, operator.edges[edge], dtype, device), laid=orders)
         if operator.adversarial:
             for kind, inputs in operator.adversarial(dtype, device, generator(device)).items():
                 yield Case(kind, name, partial(dict, inputs))
+    if operator.spread and dtypes:
+        yield from spread(
+            operator, [*map(operator.edges.__getitem__, operator.laid), smallest[""], *operator.edges.values()], dtypes[0], device
+        )
+
+
+def spread(operator: Operator, sizes: Sequence[Sizes], name: str, device: torch.device) -> Iterator[Case]:
+    """Yield for each input the case in which it is every other element of what is longer, and for inputs of one shape that of them all.
+
+    In one dtype: whether a launch knows the stride, or sees that there is one that it does not know, is the same in all.
+    """
+    done: set[tuple[str, ...]] = set()
+    for one in sizes:
+        make = partial(made, operator, one, getattr(torch, name), device)
+        tensors = {key: value for key, value in make().items() if isinstance(value, torch.Tensor) and value.numel() > 1}
+        alike: dict[object, list[str]] = {}
+        for key, value in tensors.items():
+            alike.setdefault((value.shape, value.dtype), []).append(key)
+        for names in dict.fromkeys([*((key,) for key in tensors), *map(tuple, alike.values())]):
+            if names not in done:
+                done.add(names)
+                yield Case(f"every other element of {', '.join(names)}", name, make, spread=names)
 
 
 def made(operator: Operator, sizes: Sizes, dtype: torch.dtype, device: torch.device, kind: str = "") -> Inputs:

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 FENCE: Final = 64
 """Elements before and after a tensor that nothing may touch."""
+GAP: Final = 24
+"""Elements between rows that lie apart."""
 APART: Final = 2**30 + 64
 """Elements from row to row of a far tensor: the third row begins past what 32 bits count."""
 NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -72,13 +74,21 @@ class Memory(TorchDispatchMode):  # type: ignore[misc]  # torch is not looked in
         self.storages.add(whole.untyped_storage().data_ptr())
         return tensor
 
-    def place(self, tensor: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
-        """Return a copy of a tensor in such memory; `apart` leaves poison between its rows."""
-        stride = list(tensor.stride()) if tensor.numel() else list(torch.empty(tensor.shape).stride())
+    def place(
+        self, tensor: torch.Tensor, *, apart: bool = False, order: tuple[int, ...] = (), spread: bool = False
+    ) -> torch.Tensor:
+        """Return a copy of a tensor in such memory.
+
+        `apart` leaves poison between its rows, `spread` between its elements. With an `order` its dimensions lie in that, the outermost
+        first, and poison behind each step of all but the innermost.
+        """
         if tensor.numel() == 0:
             return tensor.clone()
+        stride = laid(tensor.shape, order) if order else list(tensor.stride())
+        if spread:
+            stride = [2 * step for step in stride]
         if apart and tensor.dim() > 1:
-            stride[0] += 24
+            stride[0] += GAP
         return self.allocate(tensor.shape, tuple(stride), tensor.dtype, tensor.device).copy_(tensor)
 
     def ranges(self) -> list[tuple[int, int]]:
@@ -94,6 +104,15 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bit patterns, by which NaN equals itself."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.contiguous().view(kinds[tensor.element_size()])
+
+
+def laid(shape: torch.Size, order: tuple[int, ...]) -> list[int]:
+    """Return strides of dimensions that lie in an order, the outermost first, with GAP elements behind each step."""
+    stride, step = [0] * len(shape), 1
+    for dimension in reversed(order):
+        stride[dimension] = step
+        step = step * shape[dimension] + GAP
+    return stride
 
 
 def mapped(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Sizes = Mapping[str, int]
 """The lengths that shape one call, by name: `rows`, `width`, …"""
+Orders = Mapping[str, tuple[int, ...]]
+"""Of inputs, by name, their dimensions from the outermost in memory to the innermost."""
 Inputs = dict[str, Any]
 """The arguments of one call, by name: tensors and numbers."""
 
@@ -60,6 +62,10 @@ class Facts:
     block: int = 0
 
 
+REFUSED: Final = "refused"
+"""What is measured of a launch that refused inputs which it may refuse."""
+
+
 class NotOffered(Exception):  # an answer, not an error
     """What a launcher says of inputs that its library does not offer the operator for: they are skipped with this reason."""
 
@@ -90,6 +96,9 @@ class Operator:
       absolute tolerance can hold), −0, and, unless it is defined for `finite` numbers only, NaN and infinities.
     - `strided` names the inputs whose first dimension may have any stride, up to offsets past 2³¹ (outputs of two dimensions then have it
       too). `in_place` names those that the launch changes; all others must stay as they were.
+    - `laid` says of edges how inputs lie when they are tried a second time, where a stride that is taken for granted shows: of each input
+      its dimensions from the outermost in memory to the innermost, with a gap behind all that lies within one step of a dimension.
+    - `spread` says that each input is also given as every other element of a longer one: the launch takes that for what it is, or refuses.
     - `adversarial(dtype, device, generator)` gives inputs of its own that are known to break such kernels, by name.
     - `moved(inputs)` counts the bytes that must be read and written at least, `flops(inputs)` the arithmetic, a multiply-add as two.
     - `reduces(inputs)` is the length of the sums in it, which the absolute tolerance grows with; `steps` by how much whole numbers may
@@ -109,6 +118,8 @@ class Operator:
     largest: float = 1e15
     finite: bool = False
     strided: tuple[str, ...] = ()
+    laid: Mapping[str, Orders] = field(default_factory=dict)
+    spread: bool = True
     in_place: tuple[str, ...] = ()
     adversarial: Callable[[torch.dtype, torch.device, torch.Generator], dict[str, Inputs]] | None = None
     moved: Callable[[Inputs], int] = nothing

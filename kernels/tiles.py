@@ -31,6 +31,13 @@ def rows_of(tensor: torch.Tensor, name: str) -> torch.Tensor:
     raise ValueError(f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is no rows of contiguous elements")
 
 
+def whole(**tensors: torch.Tensor | None) -> None:
+    """Raise ValueError where tensors that a kernel reads one element after the other, those that are given, are not contiguous."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not contiguous")
+
+
 def heads_of(tensor: torch.Tensor, name: str) -> tuple[int, int, int, int]:
     """Return how the rows of a tensor lie, without copying: their number, how many are in a group, the strides of groups and in a group.
 

@@ -94,6 +94,14 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
     return {"x": made["x"], "residual": residual, "weight": made["weight"], "epsilon": made["epsilon"]}
 
 
+def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
+    """Return sums so small that what is added to their mean square counts as much as that, and one of zeros."""
+    plain = inputs({"rows": 5, "width": 200}, dtype, device, generator)
+    small, residual = plain["x"] * 2e-3, plain["residual"] * 2e-3
+    small[1] = -residual[1]
+    return {"small rows": {**plain, "x": small, "residual": residual, "epsilon": 1e-5}}
+
+
 def shapes(facts: Facts) -> list[Sizes]:
     """Return the two sums of a layer, which have one shape."""
     return [{"rows": tokens, "width": facts.hidden} for tokens in TOKENS]
@@ -109,6 +117,7 @@ OPERATOR: Final = Operator(
     reduced=lambda sizes: shrunk(sizes, rows=48, width=8192),
     edges={name: sizes for name, sizes in rms_norm.OPERATOR.edges.items() if "heads" not in sizes},
     hostile=("x", "residual"),
+    adversarial=adversarial,
     strided=("x", "residual"),
     in_place=("residual",),
     moved=lambda inputs: 4 * size_of(inputs["x"]) + size_of(inputs["weight"]),

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from ..configurations import configuration as configured
 from ..operator import TOKENS, Facts, Inputs, Operator, Sizes, shrunk, size_of
-from ..tiles import launched
+from ..tiles import launched, whole
 
 
 @triton.jit
@@ -91,6 +91,7 @@ def launch(
         or (narrow and (key_scale is None or value_scale is None))
     ):
         raise ValueError(f"tokens of {tuple(key.shape)} and scales do not fit a cache of {tuple(key_cache.shape)}")
+    whole(slots=slots, key_scale=key_scale, value_scale=value_scale)
     cut = configured("cache-write", configuration, rows=tokens, dtype=key.dtype)
     block = min(cut["channels"], triton.next_power_of_2(heads * size))
     if tokens:
@@ -174,6 +175,9 @@ def moved(inputs: Inputs) -> int:
     return 2 * real * row + size_of(slots, *(inputs[name] for name in ("key_scale", "value_scale") if inputs[name] is not None))
 
 
+LAID: Final = {"key": (1, 0, 2), "value": (0, 1, 2), "key_cache": (0, 2, 1, 3), "value_cache": (0, 2, 1, 3)}
+"""Caches in which heads lie outside of tokens, as some engines have them (HND)."""
+
 OPERATOR: Final = Operator(
     name="cache-write",
     family="cache",
@@ -186,9 +190,12 @@ OPERATOR: Final = Operator(
         "one row": {"rows": 1, "heads": 1, "size": 64, "page": 16, "narrow": 0},
         "empty": {"rows": 0, "heads": 1, "size": 64, "page": 16, "narrow": 0},
         "odd": {"rows": 7, "heads": 3, "size": 24, "page": 5, "narrow": 0},
+        "odd, int8": {"rows": 7, "heads": 3, "size": 24, "page": 5, "narrow": 1},
+        "more channels than a program": {"rows": 3, "heads": 5, "size": 256, "page": 5, "narrow": 1},
     },
     hostile=("key", "value"),
     strided=("key", "value", "key_cache", "value_cache"),
+    laid={"odd": LAID},
     in_place=("key_cache", "value_cache"),
     adversarial=adversarial,
     moved=moved,

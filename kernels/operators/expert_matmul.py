@@ -12,9 +12,9 @@ import triton.language as tl
 from ..blocks import block_of, product
 from ..configurations import configuration as configured
 from ..operator import TOKENS, Facts, Inputs, Operator, Sizes, shrunk, size_of
-from ..tiles import launched
+from ..tiles import launched, whole
 from .align_experts import reference as aligned
-from .matmul import summed
+from .matmul import summands, summed
 
 
 @triton.jit
@@ -89,6 +89,7 @@ def launch(
     """
     if a.dim() != 2 or w.dim() != 3 or a.shape[1] != w.shape[2] or a.dtype != w.dtype or a.shape[0] * share != pairs:
         raise ValueError(f"no product of {tuple(a.shape)} {a.dtype} and {tuple(w.shape)} {w.dtype} for {pairs} pairs")
+    whole(order=order, owners=owners, used=used, weights=weights)
     cut = configured("expert-matmul", configuration, rows=pairs, dtype=a.dtype)
     columns, depth = w.shape[1:]
     out = torch.empty((pairs, columns), dtype=a.dtype, device=a.device)
@@ -153,14 +154,19 @@ def _called(
 
 
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
-    """Return experts whom no token chose, one whom all did, and pairs that belong to no expert here."""
+    """Return experts whom no token chose, one whom all did, pairs that belong to no expert here, and a sum too long for 16 bits."""
     sizes = {"experts": 5, "best": 2, "share": 2, "size": 16, "columns": 72, "depth": 40}
     one = torch.full((21, 2), 3, dtype=torch.int32, device=device)
     few = torch.tensor([[1, 4]], dtype=torch.int32, device=device).repeat(9, 1)
     none = few.clone()
     none[::2, 0] = -1
     rest = (None, dtype, device, generator)
+    addends = summands(24, configured("expert-matmul", rows=2, dtype=dtype)["depth"], dtype, device)
+    long = _called({**sizes, "best": 1, "share": 1, "columns": 5, "depth": len(addends)}, one[:2, :1], *rest)
+    long["a"].fill_(1.0)
+    long["w"].copy_(addends.expand_as(long["w"]))
     return {
+        "a long sum": long,
         "all of one expert": _called(sizes, one, *rest),
         "experts without tokens": _called(sizes, few, *rest),
         "of no expert here": _called(sizes, none, *rest),
@@ -207,6 +213,7 @@ OPERATOR: Final = Operator(
     },
     hostile=("a",),
     strided=("a", "w"),
+    laid={"odd": {"a": (1, 0), "w": (0, 2, 1)}},
     adversarial=adversarial,
     moved=moved,
     flops=arithmetic,

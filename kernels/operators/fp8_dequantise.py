@@ -122,6 +122,7 @@ OPERATOR: Final = Operator(
         "odd": {"rows": 131, "columns": 261},
     },
     strided=("w",),
+    laid={"odd": {"w": (1, 0), "scale": (1, 0)}},
     adversarial=adversarial,
     moved=lambda inputs: 3 * size_of(inputs["w"]) + size_of(inputs["scale"]),
     flops=lambda inputs: int(inputs["w"].numel()),

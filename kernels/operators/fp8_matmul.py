@@ -15,6 +15,7 @@ from ..operator import TOKENS, Facts, Inputs, Operator, Sizes, shrunk, size_of
 from ..tiles import launched
 from .fp8_dequantise import BLOCK, blocks, weights
 from .fp8_dequantise import reference as dequantised
+from .matmul import summands
 
 
 @triton.jit
@@ -122,10 +123,15 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
 
 
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
-    """Return a row with NaN, which must stay in its row."""
+    """Return a row with NaN, which must stay in its row, and a sum of groups, one after the other too small for 16 bits."""
     odd = inputs({"rows": 5, "columns": 140, "depth": 200}, dtype, device, generator)
     odd["a"].view(torch.uint8)[2, 199] = 127
-    return {"NaN in a row": odd}
+    long = inputs({"rows": 2, "columns": 5, "depth": 24 * BLOCK}, dtype, device, generator)
+    for name in ("a", "w"):
+        long[name].view(torch.uint8).fill_(56)  # the code of 1
+    long["a_scale"].fill_(1.0)
+    long["w_scale"].copy_(summands(24, 1, dtype, device).float() / BLOCK)
+    return {"NaN in a row": odd, "a long sum": long}
 
 
 def shapes(facts: Facts) -> list[Sizes]:
@@ -149,6 +155,7 @@ OPERATOR: Final = Operator(
         "more than a band": {"rows": 1100, "columns": 150, "depth": 128},
     },
     strided=("a", "w"),
+    laid={"odd": {"a": (1, 0), "a_scale": (1, 0), "w": (1, 0), "w_scale": (1, 0)}},
     adversarial=adversarial,
     moved=lambda inputs: (
         size_of(*(inputs[name] for name in ("a", "a_scale", "w", "w_scale")))

@@ -206,6 +206,7 @@ OPERATOR: Final = Operator(
         "odd": {"rows": 7, "experts": 30, "groups": 5, "kept": 3, "best": 5},
     },
     strided=("logits",),
+    laid={"odd": {"logits": (1, 0)}},
     adversarial=adversarial,
     moved=lambda inputs: size_of(inputs["logits"], inputs["correction"]) + 8 * len(inputs["logits"]) * int(inputs["best"]),
 )

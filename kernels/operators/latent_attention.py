@@ -17,8 +17,9 @@ import triton.language as tl
 from ..blocks import attend, product
 from ..configurations import configuration as configured
 from ..operator import DECODE, Facts, Inputs, Operator, Sizes, shrunk, size_of
-from ..tiles import launched
+from ..tiles import launched, rows_of, whole
 from .paged_attention import inputs as contexts
+from .paged_attention import outweigh
 from .paged_attention import reference as attended
 
 
@@ -97,12 +98,14 @@ def launch(
     rope = rotated.shape[2]
     if cache.shape[2] != latent + rope or cache.stride(2) != 1 or query.stride(2) != 1 or rotated.stride(2) != 1:
         raise ValueError(f"queries of {latent} + {rope} do not fit a cache of {tuple(cache.shape)}")
+    whole(lengths=lengths)
+    table_row = rows_of(tables, "tables").stride(0)
     cut = configured("latent-attention", configuration, rows=sequences, dtype=query.dtype)
     out = torch.empty((sequences, heads, latent), dtype=query.dtype, device=query.device)
     if out.numel():
         release_latent_attention_kernel[(sequences, triton.cdiv(heads, cut["heads"]))](
             *(query, rotated, cache, tables, lengths, out, scale, heads, *query.stride()[:2], *rotated.stride()[:2]),
-            *(tables.stride(0), *cache.stride()[:2], *out.stride()[:2]),
+            *(table_row, *cache.stride()[:2], *out.stride()[:2]),
             LATENT=latent,
             ROTATED=rope,
             PAGE=cache.shape[1],
@@ -156,11 +159,20 @@ def shapes(facts: Facts) -> list[Sizes]:
 
 
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
-    """Return scores so large that exp overflows without its maximum, and a sequence of no length."""
+    """Return scores so large that exp overflows without its maximum, a sequence of no length, in 16 bits also a context of small shares."""
     sizes = {"rows": 3, "heads": 3, "latent": 48, "rope": 24, "page": 16, "context": 40, "head": 48}
     sharp, none = (inputs(sizes, dtype, device, generator) for _ in range(2))
     none["lengths"][1] = 0
-    return {"large scores": {**sharp, "scale": 64.0}, "no length": none}
+    found = {"large scores": {**sharp, "scale": 64.0}, "no length": none}
+    if dtype is torch.float32:
+        return found
+    small = inputs({**sizes, "rows": 1, "context": 1501}, dtype, device, generator)
+    small["query"].zero_()
+    small["rotated"].zero_()[..., 0], small["scale"] = 1.0, 1.0
+    keys = configured("latent-attention", rows=1, dtype=dtype)["keys"]
+    cache, latent = small["cache"], sizes["latent"]
+    outweigh(cache[..., latent:], cache[..., :latent], (int(small["tables"][0, 0]), 0), keys)
+    return {**found, "many small shares": small}
 
 
 OPERATOR: Final = Operator(
@@ -177,6 +189,7 @@ OPERATOR: Final = Operator(
         "odd": {"rows": 5, "heads": 17, "latent": 72, "rope": 24, "page": 7, "context": 61, "head": 48},
     },
     strided=("query", "rotated", "cache"),
+    laid={"odd": {"query": (1, 0, 2), "rotated": (0, 1, 2), "cache": (1, 0, 2), "tables": (0, 1)}},
     adversarial=adversarial,
     moved=lambda inputs: (
         int(inputs["lengths"].sum()) * size_of(inputs["cache"][0, 0]) + 2 * size_of(inputs["query"]) + size_of(inputs["rotated"])

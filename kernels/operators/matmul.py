@@ -86,6 +86,20 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
     return {"a": a.to(dtype), "b": weight.to(dtype).t()}
 
 
+def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
+    """Return a sum so long that one kept in 16 bits goes wrong."""
+    weight = summands(24, configured("matmul", rows=2, dtype=dtype)["depth"], dtype, device).expand(5, -1).contiguous()
+    return {"a long sum": {"a": torch.ones(2, weight.shape[1], dtype=dtype, device=device), "b": weight.t()}}
+
+
+def summands(blocks: int, block: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return 1024 and behind it blocks of numbers of which each adds less than half of what 16 bits resolve there, and all far more."""
+    kind = torch.float16 if dtype is torch.float16 else torch.bfloat16
+    found = torch.full((blocks * block,), 0.9 * 1024 * torch.finfo(kind).eps / 2 / block, dtype=dtype, device=device)
+    found[0] = 1024
+    return found
+
+
 def projections(facts: Facts) -> list[tuple[int, int]]:
     """Return (columns, depth) of every projection of a model, its output over the vocabulary last."""
     if facts.kv_lora_rank:
@@ -124,11 +138,14 @@ OPERATOR: Final = Operator(
         "one row": {"rows": 1, "columns": 128, "depth": 128},
         "empty": {"rows": 0, "columns": 128, "depth": 128},
         "no depth": {"rows": 3, "columns": 5, "depth": 0},
+        "few rows": {"rows": 5, "columns": 37, "depth": 95},
         "odd": {"rows": 131, "columns": 133, "depth": 161},
         "more than a band": {"rows": 1100, "columns": 150, "depth": 32},
     },
     hostile=("a",),
+    adversarial=adversarial,
     strided=("a",),
+    laid={"few rows": {"a": (1, 0), "b": (0, 1)}},
     moved=lambda inputs: (
         size_of(inputs["a"], inputs["b"])
         + int(inputs["a"].shape[0]) * int(inputs["b"].shape[1]) * int(inputs["a"].element_size())

@@ -15,8 +15,9 @@ import triton.language as tl
 from ..blocks import attend, product
 from ..configurations import configuration as configured
 from ..operator import PREFILL, Facts, Inputs, Operator, Sizes, shrunk, size_of
-from ..tiles import launched
+from ..tiles import launched, rows_of, whole
 from .paged_attention import inputs as contexts
+from .paged_attention import outweigh
 
 
 @triton.jit
@@ -109,13 +110,15 @@ def launch(
         raise ValueError(f"query, key and value of {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)} do not fit")
     if key_cache is not None and (value_cache is None or key_cache.stride() != value_cache.stride() or key_cache.stride(3) != 1):
         raise ValueError("both caches need the same strides")
+    whole(starts=starts, prefixes=prefixes)
+    table_row = 0 if tables is None else rows_of(tables, "tables").stride(0)
     cut = configured("prefill-attention", configuration, rows=tokens, dtype=query.dtype)
     out = torch.empty((tokens, heads, slim), dtype=query.dtype, device=query.device)
     if out.numel():
         release_prefill_attention_kernel[(triton.cdiv(longest, cut["queries"]), heads, len(starts) - 1)](
             *(query, key, value, starts, key_cache, value_cache, tables, prefixes, out, scale),
             *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2]),
-            *((0, 0, 0, 0) if tables is None or key_cache is None else (tables.stride(0), *key_cache.stride()[:3])),
+            *(table_row, *((0, 0, 0) if key_cache is None else key_cache.stride()[:3])),
             *out.stride()[:2],
             SHARE=heads // groups,
             KEY_SIZE=wide,
@@ -186,12 +189,26 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
 def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
     """Return scores so large that exp overflows without its maximum, and NaN in the last token, which no other sequence may see.
 
-    Tokens of its own may: a share of nothing of NaN is NaN, in every attention that multiplies blocks.
+    Tokens of its own may: a share of nothing of NaN is NaN, in every attention that multiplies blocks. In 16 bits also small shares, of the
+    own sequence and of a prefix.
     """
     sizes = {"rows": 37, "groups": 1, "share": 2, "wide": 24, "slim": 24, "count": 3, "prefix": 0}
     sharp, late = (inputs(sizes, dtype, device, generator) for _ in range(2))
     late["key"][-1], late["value"][-1] = float("nan"), float("nan")
-    return {"large scores": {**sharp, "scale": 64.0}, "NaN in the last token": late}
+    found = {"large scores": {**sharp, "scale": 64.0}, "NaN in the last token": late}
+    if dtype is torch.float32:
+        return found
+    keys = configured("prefill-attention", rows=1024, dtype=dtype)["keys"]
+    few = {"groups": 1, "share": 1, "wide": 16, "slim": 16}
+    rows = (12 if dtype is torch.bfloat16 else 32) * keys + 1
+    own = inputs({**few, "rows": rows, "count": 1, "prefix": 0}, dtype, device, generator)
+    behind = inputs({**few, "rows": 2, "count": 2, "prefix": 3001}, dtype, device, generator)
+    for one in (own, behind):
+        one["query"].zero_()[..., 0], one["scale"] = 1.0, 1.0
+    outweigh(own["key"], own["value"], (0,), keys)
+    behind["key"].zero_()[..., 0] = -20.0
+    outweigh(behind["key_cache"], behind["value_cache"], (int(behind["tables"][0, 0]), 0), keys)
+    return {**found, "many small shares": own, "many small shares of a prefix": behind}
 
 
 def shapes(facts: Facts) -> list[Sizes]:
@@ -220,6 +237,12 @@ def moved(inputs: Inputs) -> int:
     return size_of(query, key, value) + result + before
 
 
+LAID: Final = {
+    **{"query": (1, 0, 2), "key": (0, 1, 2), "value": (1, 0, 2), "tables": (0, 1)},
+    **{"key_cache": (0, 2, 1, 3), "value_cache": (0, 2, 1, 3)},
+}
+"""Heads outside of tokens, in the caches too, as some engines have them (HND), and tables that are part of wider ones."""
+
 OPERATOR: Final = Operator(
     name="prefill-attention",
     family="attention",
@@ -231,10 +254,11 @@ OPERATOR: Final = Operator(
     edges={
         "one row": {"rows": 1, "groups": 1, "share": 1, "wide": 64, "slim": 64, "count": 1, "prefix": 0},
         "empty": {"rows": 0, "groups": 1, "share": 1, "wide": 64, "slim": 64, "count": 1, "prefix": 0},
-        "odd": {"rows": 71, "groups": 3, "share": 5, "wide": 40, "slim": 24, "count": 4, "prefix": 0},
-        "a prefix": {"rows": 71, "groups": 1, "share": 2, "wide": 40, "slim": 40, "count": 4, "prefix": 33},
+        "odd": {"rows": 71, "groups": 3, "share": 3, "wide": 40, "slim": 24, "count": 4, "prefix": 0},
+        "a prefix": {"rows": 41, "groups": 2, "share": 2, "wide": 40, "slim": 40, "count": 4, "prefix": 33},
     },
     strided=("query", "key", "value", "key_cache", "value_cache"),
+    laid={"a prefix": LAID},
     adversarial=adversarial,
     moved=moved,
     flops=arithmetic,

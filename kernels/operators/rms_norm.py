@@ -92,6 +92,14 @@ def inputs(sizes: Sizes, dtype: torch.dtype, device: torch.device, generator: to
     return {"x": x, "weight": weight.to(dtype), "epsilon": 1e-6}
 
 
+def adversarial(dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> dict[str, Inputs]:
+    """Return rows so small that what is added to their mean square counts as much as that, and one of zeros."""
+    plain = inputs({"rows": 5, "width": 200}, dtype, device, generator)
+    small = plain["x"] * 3e-3
+    small[1] = 0.0
+    return {"small rows": {**plain, "x": small, "epsilon": 1e-5}}
+
+
 def shapes(facts: Facts) -> list[Sizes]:
     """Return the norms of the stream, of the latent ranks (DeepSeek), and of heads (Qwen3), which lie beside others in one product."""
     found: list[Sizes] = [{"rows": tokens, "width": facts.hidden} for tokens in TOKENS]
@@ -125,7 +133,9 @@ OPERATOR: Final = Operator(
         "longer than a tile": {"rows": 3, "width": 8193 + 64},
     },
     hostile=("x",),
+    adversarial=adversarial,
     strided=("x",),
+    laid={"odd heads": {"x": (1, 0, 2)}},
     moved=moved,
     flops=lambda inputs: 4 * inputs["x"].numel(),
 )

@@ -134,6 +134,7 @@ OPERATOR: Final = Operator(
         "odd": {"rows": 7, "experts": 61, "best": 5},
     },
     strided=("logits",),
+    laid={"odd": {"logits": (1, 0)}},
     adversarial=adversarial,
     moved=lambda inputs: size_of(inputs["logits"]) + 8 * len(inputs["logits"]) * int(inputs["best"]),
 )

@@ -154,10 +154,12 @@ OPERATOR: Final = Operator(
     edges={
         "one row": {"rows": 1, "columns": 128, "depth": 128},
         "empty": {"rows": 0, "columns": 128, "depth": 128},
+        "few rows": {"rows": 5, "columns": 37, "depth": 161},
         "odd": {"rows": 131, "columns": 133, "depth": 161},
         "more than a band": {"rows": 1100, "columns": 150, "depth": 32},
     },
     strided=("a", "w"),
+    laid={"few rows": {"a": (1, 0), "w": (1, 0), "a_scale": (0, 1), "w_scale": (0, 1)}},
     adversarial=adversarial,
     moved=lambda inputs: (
         size_of(inputs["a"], inputs["w"], inputs["a_scale"], inputs["w_scale"])

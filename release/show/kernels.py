@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from release.kernels.operator import REFUSED
 from release.show.text import MARKS, as_document, text
 from release.types import Status, dump
 
@@ -26,8 +27,10 @@ def checked(check: Check, *, cases: bool, as_json: bool) -> str:
         passed = [verdict for verdict in group if verdict.status is Status.PASSED]
         lines = group if cases else [verdict for verdict in group if verdict.status is not Status.PASSED]
         if passed and not cases:
-            worst = max(passed, key=lambda verdict: float(verdict.measured.split()[0]))
-            _add(table, worst, f"{len(passed)} of {len(group)} cases", f"worst of them: {worst.figures.get('case', '')}")
+            worst = max(passed, key=lambda one: -1.0 if one.measured == REFUSED else float(one.measured.split()[0]))
+            refused = sum(verdict.measured == REFUSED for verdict in passed)
+            count = f"{len(passed)} of {len(group)} cases{f', {refused} by refusal' if refused else ''}"
+            _add(table, worst, count, f"worst of them: {worst.figures.get('case', '')}")
         for verdict in lines:
             _add(table, verdict, verdict.figures.get("case", ""), "" if verdict.status is Status.PASSED else verdict.reason)
     counts = [(status, sum(verdict.status.value == status for verdict in check.verdicts)) for status in MARKS]

@@ -27,7 +27,7 @@ from room import bench, contest, figures
 from room.cases import generator
 from room.clock import DeviceClock
 from room.native import NATIVE
-from room.operator import Facts
+from room.operator import Facts, NotOffered
 from room.operators import OPERATORS
 from room.tolerances import distance
 
@@ -77,6 +77,8 @@ for name, operator in OPERATORS.items():
             for way, (call, known) in {"eager": (native.eager, native.known), **native.others}.items():
                 try:
                     outputs = contest.several(call(**known(contest.copied(inputs))))
+                except NotOffered:
+                    continue
                 except (RuntimeError, ValueError) as problem:
                     found["native"].append([name, str(dtype), case, way, str(problem)])
                     continue

@@ -137,6 +137,7 @@ def test_sound_operators_pass_at_the_shapes_of_a_model_in_the_dtypes_of_a_chip(m
     assert {verdict.figures["dtype"] for verdict in skipped} == {"float16"}
     assert {verdict.reason for verdict in skipped} == {"the chip does not compute in it"}
     said = checked(found, cases=False, as_json=False)
+    assert "cases, 2 by refusal" in said, "a launch that may refuse what lies otherwise is not counted as one that computed"
     if found.machine["interpreted"]:
         assert "reduced shapes; this proves what kernels mean and nothing about a device" in said
 

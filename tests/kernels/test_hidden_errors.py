@@ -1,0 +1,305 @@
+"""Errors that usual inputs hide: a stride taken for granted, an axis with one program, a sum in few bits, too large an epsilon.
+
+Each is planted in a copy of the room, and the check shows it in the cases that are there for it, and in no other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+from planting import planted
+
+from release.matrix.load import Matrix
+from release.operators import DTYPES, PYTHON, ROOM, Check, check, facts_of
+from release.types import Status
+
+MATRIX: Final = Matrix()
+CPU: Final = MATRIX.chip("cpu")
+EXACT: Final = CPU.model_copy(update={"dtypes": ["fp32"]})
+HALF: Final = ("fp8-matmul", "fp8-dequantise")
+"""Operators that give no float32; the others are tried in that alone."""
+
+
+class Error(NamedTuple):
+    """What is planted in the file of an operator: what stood there, what stands there now, and words of the cases that show it."""
+
+    operator: str
+    was: str
+    now: str
+    shows: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.operator.replace('-', '_')}.py"
+
+
+LAID: Final = ("laid otherwise",)
+ERRORS: Final = {
+    "the tokens of a cache follow one another": Error(
+        "cache-write", "slot % PAGE * cache_place", "slot % PAGE * (heads * size)", LAID
+    ),
+    "the heads of a cache follow one another": Error("cache-write", "head * cache_head", "head * size", LAID),
+    "the heads of new keys follow one another": Error("cache-write", "head * key_head", "head * size", LAID),
+    "the heads of new values follow one another": Error("cache-write", "head * value_head", "head * size", LAID),
+    "the tokens of a cache that is read follow one another": Error(
+        "paged-attention", "place % PAGE * cache_place", "place % PAGE * (tl.num_programs(1) * SIZE)", LAID
+    ),
+    "the heads of a cache that is read follow one another": Error("paged-attention", "group * cache_head", "group * SIZE", LAID),
+    "the heads of a query follow one another": Error(
+        "paged-attention", "head[:, None] * query_head", "head[:, None] * SIZE", LAID
+    ),
+    "the tokens of a prefix follow one another": Error(
+        "prefill-attention", "place % PAGE * cache_place", "place % PAGE * (tl.num_programs(1) // SHARE * KEY_SIZE)", LAID
+    ),
+    "the heads of a prefix follow one another": Error(
+        "prefill-attention", "head // SHARE * cache_head", "head // SHARE * KEY_SIZE", LAID
+    ),
+    "the heads of keys follow one another": Error(
+        "prefill-attention", "head // SHARE * key_head", "head // SHARE * KEY_SIZE", LAID
+    ),
+    "the heads of values follow one another": Error(
+        "prefill-attention", "head // SHARE * value_head", "head // SHARE * VALUE_SIZE", LAID
+    ),
+    "the tokens of a latent cache follow one another": Error(
+        "latent-attention", "place % PAGE * cache_place", "place % PAGE * (LATENT + ROTATED)", LAID
+    ),
+    "the heads of latent queries follow one another": Error(
+        "latent-attention", "head[:, None] * query_head", "head[:, None] * LATENT", LAID
+    ),
+    "the heads of turned queries follow one another": Error(
+        "latent-attention", "head[:, None] * rotated_head", "head[:, None] * ROTATED", LAID
+    ),
+    "the heads of turned keys follow one another": Error(
+        "rotary", "kv_heads, key_head_stride, cos", "kv_heads, 2 * half, cos", LAID
+    ),
+    "the rows of a table of angles follow one another": Error(
+        "rotary", ".to(tl.int64) * table_stride", ".to(tl.int64) * (2 * half)", LAID
+    ),
+    "a weight has its columns one after the other": Error(
+        "matmul", "(column % columns)[None, :] * b_column", "(column % columns)[None, :] * depth", (*LAID, "of b")
+    ),
+    "a weight has its depth in one piece": Error("matmul", "step[:, None] * b_depth", "step[:, None]", (*LAID, "of b")),
+    "activations have their depth in one piece": Error(
+        "w8a8-matmul", "step[None, :] * a_depth", "step[None, :]", (*LAID, "of a")
+    ),
+    "an int8 weight has its depth in one piece": Error(
+        "w8a8-matmul", "step[:, None] * w_depth", "step[:, None]", (*LAID, "of w")
+    ),
+    "scales of columns follow one another": Error("w8a8-matmul", "w_scale.contiguous()", "w_scale", (*LAID, "of w_scale")),
+    "scales of groups are rows": Error(
+        "fp8-matmul", "(row % rows) * a_scale_row", "(row % rows) * tl.cdiv(depth, 128)", (*LAID, "of a_scale")
+    ),
+    "scales of blocks are rows": Error(
+        "fp8-matmul", "// 128 * w_scale_block", "// 128 * tl.cdiv(depth, 128)", (*LAID, "of w_scale")
+    ),
+    "scales of blocks have columns next to each other": Error(
+        "fp8-dequantise", "(column // 128)[None, :] * scale_column", "(column // 128)[None, :]", (*LAID, "of scale")
+    ),
+    "the weight of an expert has its depth in one piece": Error(
+        "expert-matmul", "step[:, None] * w_depth", "step[:, None]", (*LAID, "of w")
+    ),
+    "logits of groups lie next to each other": Error("grouped-topk", "expert * logits_column", "expert", (*LAID, "of logits")),
+    "logits lie next to each other": Error("softmax-topk", "expert * logits_column", "expert", (*LAID, "of logits")),
+    "slots and scales that are spread are taken": Error(
+        "cache-write",
+        "    whole(slots=slots, key_scale=key_scale, value_scale=value_scale)\n",
+        "",
+        ("every other element of slots", "every other element of key_scale", "every other element of value_scale"),
+    ),
+    "caches that are spread are taken": Error(
+        "cache-write", " or key_cache.stride(3) != 1:", ":", ("every other element of key_cache, value_cache",)
+    ),
+    "tables that are spread are taken": Error(
+        "paged-attention", 'rows_of(tables, "tables").stride(0)', "tables.stride(0)", ("every other element of tables",)
+    ),
+    "lengths and scales that are spread are taken": Error(
+        "paged-attention",
+        "    whole(lengths=lengths, key_scale=key_scale, value_scale=value_scale)\n",
+        "",
+        ("every other element of lengths", "every other element of key_scale", "every other element of value_scale"),
+    ),
+    "prefixes and starts that are spread are taken": Error(
+        "prefill-attention",
+        "    whole(starts=starts, prefixes=prefixes)\n",
+        "",
+        ("every other element of starts", "every other element of prefixes"),
+    ),
+    "an order that is spread is taken": Error(
+        "expert-matmul",
+        "    whole(order=order, owners=owners, used=used, weights=weights)\n",
+        "",
+        ("every other element of order", "every other element of owners", "every other element of weights"),
+    ),
+    "programs of a token write the same channels": Error(
+        "cache-write", "tl.program_id(1) * BLOCK + ", "", ("more channels than a program",)
+    ),
+    "programs of a token turn the same keys": Error("rotary", "(block - blocks) * HEADS + ", "", ("more heads than a block",)),
+    "ten times the epsilon": Error("rms-norm", "/ width + epsilon", "/ width + 10 * epsilon", ("small rows",)),
+    "ten times the epsilon of a sum": Error("add-rms-norm", "/ width + epsilon", "/ width + 10 * epsilon", ("small rows",)),
+}
+
+
+def rooms() -> list[dict[str, Error]]:
+    """Deal out the errors to rooms, so that no room has two of one operator."""
+    found: list[dict[str, Error]] = []
+    had: Counter[str] = Counter()
+    for name, error in ERRORS.items():
+        if had[error.operator] == len(found):
+            found.append({})
+        found[had[error.operator]][name] = error
+        had[error.operator] += 1
+    return found
+
+
+def failures(found: Sequence[Check], operator: str) -> set[str]:
+    """Return the cases that failed of an operator."""
+    every = [verdict for one in found for verdict in one.verdicts]
+    return {one.figures["case"] for one in every if one.status is Status.FAILED and one.figures["operator"] == operator}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Return by error the cases that failed of its operator."""
+    found: dict[str, set[str]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(PYTHON, raising=False)
+        for errors in rooms():
+            room = planted(tmp_path_factory.mktemp("room"), [(error.file, error.was, error.now) for error in errors.values()])
+            asked = {error.operator for error in errors.values()}
+            checks = []
+            for chip, model, own in (
+                (EXACT, "tiny-qwq", asked & {"cache-write", "paged-attention"}),
+                (EXACT, "qwen3-30b-a3b", asked & {"softmax-topk"}),
+                (CPU, "tiny-r1", asked & set(HALF)),
+                (EXACT, "tiny-r1", asked - {"cache-write", "paged-attention", "softmax-topk", *HALF}),
+            ):
+                checks += [check(chip, MATRIX.model(model), sorted(own), room=room)] if own else []
+            found |= {name: failures(checks, error.operator) for name, error in errors.items()}
+    return found
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_usual_inputs_hide_shows_in_the_cases_that_are_there_for_it_and_in_no_other(
+    shown: dict[str, set[str]], error: str
+) -> None:
+    words = ERRORS[error].shows
+    assert all(any(word in case for case in shown[error]) for word in words), shown[error]
+    assert all(any(word in case for word in words) for case in shown[error]), shown[error]
+
+
+VALUES: Final = (
+    "blocks.py",
+    "product(power.to(v.dtype), v, result * decay[:, None])",
+    "product(power.to(v.dtype), v, result * decay[:, None]).to(v.dtype).to(tl.float32)",
+)
+SHARES: Final = (
+    "blocks.py",
+    "total = total * decay + tl.sum(power, axis=1)",
+    "total = (total * decay + tl.sum(power, axis=1)).to(v.dtype).to(tl.float32)",
+)
+OWN: Final = (
+    "prefill_attention.py",
+    "highest, total, result = attend(scored(q, k, seen, scale), v, highest, total, result)",
+    "highest, total, result = attend(scored(q, k, seen, scale), v, highest, total, result)\n        result = result.to(v.dtype).to(tl.float32)",
+)
+PRODUCTS: Final = (
+    *(
+        (name, "product(x, y, total)", "product(x, y, total).to(x.dtype).to(tl.float32)")
+        for name in ("matmul.py", "expert_matmul.py")
+    ),
+    (
+        "fp8_matmul.py",
+        "total += part * tl.load(left_scale)[:, None] * tl.load(right_scale)[None, :]",
+        "total = (total + part * tl.load(left_scale)[:, None] * tl.load(right_scale)[None, :]).to(out.dtype.element_ty).to(tl.float32)",
+    ),
+)
+SMALL: Final = {"many small shares"}
+PREFIX: Final = {*SMALL, "many small shares of a prefix"}
+LONG: Final = {"a long sum"}
+SUMS: Final = {
+    "of values": ((VALUES,), "tiny-qwq", ("bf16", "fp16"), {"paged-attention": SMALL, "prefill-attention": PREFIX}),
+    "of shares": ((SHARES,), "tiny-qwq", ("bf16",), {"paged-attention": SMALL, "prefill-attention": PREFIX}),
+    "of both": ((VALUES, SHARES), "tiny-r1", ("bf16", "fp16"), {"latent-attention": SMALL}),
+    "over the own sequence, and of products": (
+        (OWN, *PRODUCTS),
+        "tiny-r1",
+        ("bf16",),
+        {"prefill-attention": SMALL, "matmul": LONG, "expert-matmul": LONG, "fp8-matmul": LONG},
+    ),
+}
+"""Sums that are kept in the dtype of the inputs: what is planted, a model, dtypes, and of operators the cases that show it."""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", SUMS)
+def test_a_sum_that_is_kept_in_16_bits_shows_in_inputs_that_add_much_in_small_parts(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PYTHON, raising=False)
+    errors, model, dtypes, shows = SUMS[kind]
+    chip = CPU.model_copy(update={"dtypes": list(dtypes)})
+    found = check(chip, MATRIX.model(model), list(shows), room=planted(tmp_path, errors))
+    figures = [one.figures for one in found.verdicts if one.status is Status.FAILED]
+    failed = {(one["operator"], one["case"], one["dtype"]) for one in figures}
+    every = {(operator, case) for operator, cases in shows.items() for case in cases}
+    assert {(*one, DTYPES[dtype]) for one in every for dtype in dtypes} <= failed, failed
+
+
+AXES = """
+import json, os, sys
+os.environ["TRITON_INTERPRET"] = "1"
+from room.check import prepare
+assert not prepare()
+import torch
+from triton.runtime import interpreter as machine
+from room.cases import generator
+from room.operator import Facts
+from room.operators import OPERATORS
+
+found, plain, device = {}, machine.GridExecutor.__call__, torch.device("cpu")
+
+
+def counted(self, *given, **named):
+    most = found.setdefault(self.fn.__name__, [0] * len(self.grid))
+    most[:] = map(max, most, self.grid)
+    return plain(self, *given, **named)
+
+
+machine.GridExecutor.__call__ = counted
+models = [Facts(**facts) for facts in json.loads(sys.argv[1])]
+for operator in OPERATORS.values():
+    before = set(found)
+    for sizes in (operator.edges.values(), (operator.reduced(shape) for facts in models for shape in operator.shapes(facts))):
+        if set(found) == before or any(min(most) < 2 for name, most in found.items() if name not in before):
+            for one in sizes:
+                operator.launch(**operator.inputs(one, getattr(torch, operator.dtypes[0]), device, generator(device)))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.integration
+def test_every_axis_of_every_kernel_has_two_programs_in_a_case_at_least(tmp_path: Path) -> None:
+    (tmp_path / "room").symlink_to(ROOM)
+    facts = json.dumps([asdict(facts_of(MATRIX.model(model))) for model in ("tiny-qwq", "tiny-r1")])
+    done = subprocess.run(
+        [sys.executable, "-c", AXES, facts], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    names = {
+        name for file in (ROOM / "operators").glob("*.py") for name in re.findall(r"def (release_\w+_kernel)\(", file.read_text())
+    }
+    assert set(found) == names
+    assert {name: most for name, most in found.items() if min(most) < 2} == {"release_place_kernel": [1]}, (
+        "which is meant to be alone"
+    )
