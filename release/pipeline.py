@@ -6,13 +6,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from release.errors import ReleaseError, StageError
+from release.errors import ReleaseError, ServingError, StageError, StoreError
 from release.matrix.load import Matrix
 from release.progress import Line, Progress
 from release.store import Store
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from release.session import Session
 
 REFERENCE: Final = "reference:"
+DYING: Final = 15.0
+"""Seconds that a server is given to end after an answer that looks like its end."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Run:
             except ReleaseError as problem:
                 line.failed(problem.message)
                 if task.server:
-                    problem.next_step = f"{problem.next_step}\n{self.session.last_words(task.server)}".strip()
+                    self._explain(problem, task.server, partial)
                 raise problem.located(f"{task.cell}: {task.stage.name}") from problem.__cause__
             except Exception as problem:
                 line.failed(f"{type(problem).__name__}: {problem}")
@@ -219,6 +221,20 @@ class Run:
                 self.store.share(task.key)
             line.done(str(facts["summary"]))
             return True
+
+
+    def _explain(self, problem: ReleaseError, server: str, partial: str) -> None:
+        """Say besides what a server wrote that ended meanwhile: its end, and where all of it is kept until the stage is done."""
+        from release.validators.serving import tail
+
+        dying = isinstance(problem, ServingError) and getattr(problem, "status", 500) >= 500
+        log = self.session.last_words(server, DYING if dying else 0.0)
+        if log:
+            problem.next_step = f"{problem.next_step}\n{tail(log)}".strip()
+            with suppress(OSError, StoreError):  # a full disk must not stand before what failed
+                kept = self.store.partial(partial) / "died.log"
+                kept.write_text(log, encoding="utf-8")
+                problem.next_step += f"\nall of it: {kept}"
 
 
 def missing(graph: Graph, wanted: Iterable[str], store: Store) -> set[str]:

@@ -103,10 +103,10 @@ class Session:
                 self._servers[key] = server, own
             return self._servers[key][0]
 
-    def last_words(self, key: str) -> str:
-        """Return the end of what the server under `key` wrote, if it was started here and has ended by itself; else nothing."""
+    def last_words(self, key: str, patience: float) -> str:
+        """Return all that the server under `key` wrote, if it was started here and ended by itself, now or within so many seconds; else nothing."""
         server, _ = self._servers.get(key, (None, None))
-        return server.last_words() if server is not None else ""
+        return server.last_words(patience) if server is not None else ""
 
     def stop(self, key: str) -> None:
         """Stop the server under `key`, if there is one; who asks for it later starts it again."""

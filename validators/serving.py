@@ -21,6 +21,8 @@ from release.ports import free_port
 POLL: Final = 0.25
 LAST_LINES: Final = 20
 FIRST_ERRORS: Final = 3
+REACH: Final = 400
+"""Lines from the end in which errors are looked for: what a server that has served for hours refused in its youth did not end it."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,17 @@ class Server:
         """Return all that the server wrote so far."""
         return self.engine.logs(self.container)
 
-    def last_words(self) -> str:
-        """Return the end of what the server wrote, if it has ended; nothing while it runs, or where nobody can say any more."""
+    def last_words(self, patience: float = 0.0) -> str:
+        """Return all that the server wrote, if it has ended or does within `patience` seconds; nothing while it runs, or where nobody can say
+        any more. An engine of several processes answers 500 for some seconds before the last of them ends.
+        """
+        deadline = time.monotonic() + patience
         try:
-            return "" if self.engine.running(self.container)[0] else _tail(self.log())
+            while self.engine.running(self.container)[0]:
+                if time.monotonic() >= deadline:
+                    return ""
+                time.sleep(POLL)
+            return self.log()
         except Exception:  # whatever is wrong with the engine by now must not stand before what failed
             return ""
 
@@ -81,7 +90,7 @@ def start(
             runs, status = engine.running(name)
             if not runs:
                 raise ServingError(
-                    f"the server ended with status {status} before it was healthy", next_step=_tail(engine.logs(name))
+                    f"the server ended with status {status} before it was healthy", next_step=tail(engine.logs(name))
                 )
             try:
                 if session.get(url + health, timeout=5).status_code == 200:
@@ -90,18 +99,18 @@ def start(
                 pass
             waited = time.monotonic() - began
             if waited > within:
-                raise ServingError(f"the server was not healthy after {within:.0f} s", next_step=_tail(engine.logs(name)))
+                raise ServingError(f"the server was not healthy after {within:.0f} s", next_step=tail(engine.logs(name)))
             say(f"waiting for {health}, {waited:.0f} s")
             time.sleep(POLL)
     return Server(url, name, tuple(line), round(time.monotonic() - began, 2), engine)
 
 
-def _tail(log: str) -> str:
-    """Return the end of a log, and before it the errors that an engine of several processes has told further up, each once."""
+def tail(log: str) -> str:
+    """Return the end of a log, and before it the errors that an engine of several processes has told not far above, each once."""
     lines = [line for line in log.splitlines() if line.strip()]
     if not lines:
         return "its log is empty"
     last = lines[-LAST_LINES:]
-    told = dict.fromkeys(match[0] for line in lines[:-LAST_LINES] if (match := re.search(ERROR, line)))
+    told = dict.fromkeys(match[0] for line in lines[-REACH:-LAST_LINES] if (match := re.search(ERROR, line)))
     above = [text for text in told if not any(text in line for line in last)][:FIRST_ERRORS]
     return "\n".join([*(f"it said: {text}" for text in above), "the last lines of its log:", *last])

@@ -110,7 +110,7 @@ def test_a_server_on_a_host_is_reached_through_its_ssh_with_weights_that_were_co
         assert lease.owner == leases.myself() and lease.note == "cpu/tiny@bf16" and lease.left > 0
         assert server.last_words() == "", "it runs"
         place.engine.client.kill(server.container)
-        assert "response:200" in server.last_words()
+        assert "response:200" in server.last_words(5.0)
     assert not fleet.engine("anvil").labelled(f"release.held-by={place.grant.token}")
     assert not fleet.engine("anvil").labelled(f"release.token={place.grant.token}")
     for facts in fleet.engine("anvil").labelled(f"release.weights={volume}"):

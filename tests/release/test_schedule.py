@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from release.errors import StageError
+from release.errors import ServingError, StageError
 from release.matrix.load import Matrix
 from release.pipeline import Graph, Run, Stage, Task, Work, digest
 from release.progress import Line, Progress
@@ -23,6 +23,7 @@ from release.schedule import Ledger, Limits, carry_out
 from release.session import Session
 from release.store import Store
 from release.types import Lent, Seat
+from release.validators.endpoint import RefusedError
 
 MATRIX = Matrix()
 
@@ -50,6 +51,7 @@ class World:
     most: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     tasks: dict[str, Task] = field(default_factory=dict)
+    dies: str = ""
 
     def add(
         self,
@@ -90,8 +92,9 @@ class World:
         for name, count in self.held.items():
             self.most[name] = max(self.most[name], count)
 
-    def last_words(self, key: str) -> str:
-        return "the last lines of its log" if key in self.up else ""
+    def last_words(self, key: str, patience: float) -> str:
+        """Stand in for Session.last_words, where a server dies some seconds after its last answer."""
+        return self.dies if key in self.up and patience else ""
 
     def stop(self, key: str) -> None:
         """Stand in for Session.stop."""
@@ -116,6 +119,26 @@ def world(tmp_path: Path) -> World:
 
 def broken() -> None:
     raise StageError("it broke")
+
+
+def test_a_server_that_dies_of_what_it_is_asked_is_told_of_and_its_whole_log_is_kept_until_the_stage_is_done(world: World) -> None:
+    cause = "RuntimeError: worker 0 died"
+    world.dies = "\n".join(["begin", cause, *("200 OK" for _ in range(30)), "the end"])
+    answers = [RefusedError("EngineCore encountered an issue", 500), RefusedError("no such model", 400)]
+
+    def asked() -> None:
+        if answers:
+            raise answers.pop(0)
+
+    world.add("serve")
+    key = world.add("accuracy", "serve", on="serve", work=asked)
+    told = world.run(keep_going=True).failed[key]
+    assert isinstance(told, ServingError) and f"it said: {cause}" in told.next_step and "the end" in told.next_step
+    kept = Path(told.next_step.splitlines()[-1].removeprefix("all of it: "))
+    assert kept.read_text() == world.dies
+    refused = world.run(keep_going=True).failed[key]
+    assert "log" not in getattr(refused, "next_step", ""), "a refusal kills nobody: nothing is waited for"
+    assert not world.run().failed and not kept.exists()
 
 
 def test_a_resource_bounds_how_many_work_at_once(world: World) -> None:

@@ -56,15 +56,17 @@ def test_peers_reject_identical_models_or_pass_broken_ones() -> None:
 
 
 def test_what_a_dead_server_said_first_is_told_before_its_last_lines() -> None:
-    from release.validators.serving import _tail
+    from release.validators.serving import tail
 
     cause = "RuntimeError: expect weight to be bfloat16, float16, int8"
     log = "\n".join(
         [f"(Worker pid=28) ERROR {cause}", f"(Worker pid=28) ERROR {cause}", *(f"line {n}" for n in range(40)), "the end"]
     )
-    assert _tail(log).splitlines()[:2] == [f"it said: {cause}", "the last lines of its log:"]
-    assert _tail(log).endswith("the end")
+    assert tail(log).splitlines()[:2] == [f"it said: {cause}", "the last lines of its log:"]
+    assert tail(log).endswith("the end")
     echo = "RuntimeError: Engine core initialization failed. See root cause above."
-    assert _tail(f"{echo}\n{log}") == _tail(log), "which says that another process had an error"
-    assert _tail("one\nValueError: no\n").count("ValueError") == 1
-    assert _tail(" \n") == "its log is empty"
+    assert tail(f"{echo}\n{log}") == tail(log), "which says that another process had an error"
+    assert tail("one\nValueError: no\n").count("ValueError") == 1
+    assert tail(" \n") == "its log is empty"
+    young = "\n".join(["ValueError: what a client asked an hour ago", *["200 OK"] * 500, log])
+    assert tail(young) == tail(log), "which did not end it"
