@@ -240,6 +240,12 @@ class Engine:
                 member = archive.extractfile(archive.getmembers()[0])
                 return member.read() if member else None
 
+    def bridge(self) -> str:
+        """Return the name of the interface that containers are linked by where nobody says otherwise; "" where the engine names none."""
+        with refusals("the engine's networks"), contextlib.suppress(docker.errors.NotFound):
+            return str((self.client.inspect_network("bridge").get("Options") or {}).get("com.docker.network.bridge.name") or "")
+        return ""
+
     def labelled(self, label: str) -> list[dict[str, Any]]:
         """Return the engine's short facts (Id, Names, Labels, Created in seconds) about all containers with a label, running or not."""
         with refusals("the list of containers"):

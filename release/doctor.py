@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from release import processes
-from release.errors import EngineError
+from release.errors import EngineError, ReleaseError
 from release.hardware import Found, known_as, older, probe
 from release.house import House, Study
 from release.matrix.check import Asked
 from release.matrix.load import Matrix
 from release.types import Base, Chip, Tool, Unknown, split_cell
+
+if TYPE_CHECKING:
+    from release.containers import Engine
 
 DISK: Final = 12e9
 """Bytes that a first build takes at its peak, store and engine together."""
@@ -25,6 +29,10 @@ PROGRAMS: Final = {
     "git": "sudo apt-get install git",
     "mmdebstrap": "sudo apt-get install mmdebstrap (only for bases made with bootstrap)",
 }
+
+
+GIVEN: Final = "3"
+"""What Linux says of an interface whose hardware address was set (NET_ADDR_SET)."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +47,38 @@ class Finding:
 
 def examine(matrix: Matrix, store: Path, engine_kind: str) -> list[Finding]:
     """Return findings about this machine, the store's disk and the container engine."""
-    return [_engine(engine_kind), *_programs(), _disk(store), _memory(), _processor(), *_chips(matrix)]
+    return [*_engine(engine_kind), *_programs(), _disk(store), _memory(), _processor(), *_chips(matrix)]
 
 
-def _engine(kind: str) -> Finding:
+def _engine(kind: str) -> list[Finding]:
     from release.containers import connect
 
     try:
         with connect(kind) as engine:
-            return Finding("container engine", "ok", f"{engine.kind} {engine.version} at {engine.address}")
+            there = Finding("container engine", "ok", f"{engine.kind} {engine.version} at {engine.address}")
+            return (
+                [there, *bridge(engine, lambda path: Path(path).read_text())] if engine.address.startswith("unix:") else [there]
+            )
     except EngineError as problem:
-        return Finding("container engine", "missing", problem.message, problem.next_step)
+        return [Finding("container engine", "missing", problem.message, problem.next_step)]
+
+
+def bridge(engine: Engine, read: Callable[[str], str]) -> list[Finding]:
+    """Return a finding where the engine's bridge has no address of its own; `read` returns a file of the engine's machine.
+
+    A bridge that was given none (by hand, by another program) has the lowest of its ports' (Linux, br_stp_recalculate_bridge_id). As a
+    container ends it changes, and the others send to the old one: an answer that is on its way arrives minutes later, or never.
+    """
+    try:
+        name = engine.bridge()
+        folder = f"/sys/class/net/{name}"
+        if not name or read(f"{folder}/addr_assign_type").strip() == GIVEN:
+            return []
+        address = read(f"{folder}/address").strip()
+    except (OSError, ReleaseError):  # an engine without one, or in a machine of its own
+        return []
+    said = f"the bridge {name} changes its address as containers end: answers of the others are late then by minutes, or lost"
+    return [Finding("network", "note", said, f"give it the one it has for good: sudo ip link set {name} address {address}")]
 
 
 def _programs() -> list[Finding]:

@@ -222,7 +222,6 @@ class Run:
             line.done(str(facts["summary"]))
             return True
 
-
     def _explain(self, problem: ReleaseError, server: str, partial: str) -> None:
         """Say besides what a server wrote that ended meanwhile: its end, and where all of it is kept until the stage is done."""
         from release.validators.serving import tail

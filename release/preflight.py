@@ -13,7 +13,7 @@ from typing import Final
 
 from release.canary import lay_out_canary, send
 from release.containers import Engine
-from release.doctor import Finding
+from release.doctor import Finding, bridge
 from release.errors import HostError, ReleaseError, UsageError
 from release.fleet import Fleet
 from release.guard import Guard
@@ -68,6 +68,7 @@ def _host(fleet: Fleet, name: str) -> Iterator[Finding]:
     yield Finding(
         "engine", "ok", f"{engine.kind} {engine.version} on {facts.get('Name')}, {facts.get('Architecture')}, at {host.docker}"
     )
+    yield from bridge(engine, lambda path: "\n".join(fleet.run(name, ["cat", path])))
     yield Finding("clock", "ok" if abs(skew) <= SKEW else "note", f"{skew:+.1f} s from ours")
     folders = [host.store] if host.store else []
     for folder in (*folders, str(facts.get("DockerRootDir", ""))):

@@ -104,7 +104,7 @@ class Session:
             return self._servers[key][0]
 
     def last_words(self, key: str, patience: float) -> str:
-        """Return all that the server under `key` wrote, if it was started here and ended by itself, now or within so many seconds; else nothing."""
+        """Return all that the server under `key` wrote, if it was started here and has ended, or does within so many seconds."""
         server, _ = self._servers.get(key, (None, None))
         return server.last_words(patience) if server is not None else ""
 

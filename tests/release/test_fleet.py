@@ -15,6 +15,7 @@ from distribution import Answer, Scripted, Seen, distribution, scripted
 from release import fleet as fleets
 from release.canary import _rootfs, lay_out_canary
 from release.containers import Engine, engine_at
+from release.doctor import bridge
 from release.errors import HostError
 from release.fleet import Fleet
 from release.guard import Guard
@@ -47,6 +48,8 @@ class Docker:
             found = said({"Version": "29.1", "ApiVersion": "1.44", "Components": [{"Name": self.kind}]})
         elif path == "/info":
             found = said({"ID": self.identity, "Architecture": "x86_64", "SystemTime": "2026-11-28T14:00:00Z"})
+        elif path == "/networks/bridge" and self.kind == "Engine":
+            found = said({"Options": {"com.docker.network.bridge.name": "docker7"}})
         elif path.startswith("/containers/json"):
             found = said([LEASE])
         elif path.startswith("/images/create"):
@@ -110,6 +113,20 @@ def test_a_lease_that_lives_is_not_called_dead_by_its_hosts_other_name(stack: Ex
         assert _locked_here(held, engine.identity, "cpu/0")
         assert dead(engine, "anvil") == dead(engine, "bellows") == []
     assert [lease.device for lease in dead(engine, "bellows")] == ["cpu/0"]
+
+
+def test_a_bridge_whose_address_its_containers_decide_is_told_of_with_the_way_out(stack: ExitStack) -> None:
+    engine = engine_of(stack.enter_context(scripted(Docker("ID:1"))))
+    files = {"/sys/class/net/docker7/addr_assign_type": "1\n", "/sys/class/net/docker7/address": "ea:30:e6:9e:23:6a\n"}
+    (told,) = bridge(engine, files.__getitem__)
+    assert told.state == "note" and told.next_step.endswith("sudo ip link set docker7 address ea:30:e6:9e:23:6a")
+    assert bridge(engine, (files | {"/sys/class/net/docker7/addr_assign_type": "3\n"}).__getitem__) == []
+
+    def elsewhere(path: str) -> str:
+        raise HostError(f"cat: {path}: No such file or directory")
+
+    assert bridge(engine, elsewhere) == [], "an engine in a machine of its own"
+    assert bridge(engine_of(stack.enter_context(scripted(Docker("", "Podman Engine")))), elsewhere) == []
 
 
 def test_each_check_of_a_registry_has_the_host_pull_anew(stack: ExitStack, tmp_path: Path) -> None:

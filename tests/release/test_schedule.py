@@ -121,7 +121,9 @@ def broken() -> None:
     raise StageError("it broke")
 
 
-def test_a_server_that_dies_of_what_it_is_asked_is_told_of_and_its_whole_log_is_kept_until_the_stage_is_done(world: World) -> None:
+def test_a_server_that_dies_of_what_it_is_asked_is_told_of_and_its_whole_log_is_kept_until_the_stage_is_done(
+    world: World,
+) -> None:
     cause = "RuntimeError: worker 0 died"
     world.dies = "\n".join(["begin", cause, *("200 OK" for _ in range(30)), "the end"])
     answers = [RefusedError("EngineCore encountered an issue", 500), RefusedError("no such model", 400)]
