@@ -226,7 +226,7 @@ STAGES: Final = (
     Stage("render", 2, ("base", "wheels", "unpatch"), reads_render, render, lambda plan: () if made_here(plan) else ("base",)),
     Stage("image", 3, ("base", "wheels", "unpatch", "render"), reads_image, image, uses=one(DISK), here=True),
     Stage("serve", 1, ("image", "weights"), reads_serve, serve, uses=served_by, on="serve"),
-    Stage("conformance", 1, ("image", "weights", "serve"), reads_conformance, conformance, on="serve"),
+    Stage("conformance", 2, ("image", "weights", "serve"), reads_conformance, conformance, on="serve"),
     Stage("trace", 1, ("image", "weights", "serve", "conformance"), reads_trace, trace, on="serve"),
     Stage(
         "consistency",

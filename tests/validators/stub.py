@@ -279,10 +279,12 @@ class Handler(BaseHTTPRequestHandler):
     def serve(self, body: JSON) -> None:
         stub = self.server_stub
         prompt = content_of(body["messages"][-1]) if body.get("messages") else str(body.get("prompt", ""))
-        crowded = bool({"crosstalk", "drops-under-load", "drifts"} & stub.defects) and self.wait_for_a_crowd()
+        crowded = bool({"crosstalk", "drops-under-load", "drifts", "seeds-break"} & stub.defects) and self.wait_for_a_crowd()
         if crowded and self.has("drops-under-load"):
             self.close_connection = True
             return None
+        if crowded and self.has("seeds-break") and "seed" in body and len(prompt) > CONTEXT // 4:
+            return self.send(500, {"error": {"message": "the engine is gone", "type": "InternalServerError", "code": 500}})
         if crowded and self.has("crosstalk"):
             prompt = "What is 12+30?"
         text = self.words(body, prompt)

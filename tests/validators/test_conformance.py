@@ -110,6 +110,7 @@ DEFECTS = [
     ("reasons-otherwise", "reasoning-streamed"),
     ("last-turn-only", "reasoning-history"),
     ("drops-under-load", "one-too-many"),
+    ("seeds-break", "long-at-once"),
     ("slots-leak", "hang-up"),
     ("greedy-drifts-late", "soak"),
     ("endless", "too-many-tokens"),

@@ -31,7 +31,7 @@ def too_many_tokens(subject: Subject) -> Finding:
     return Finding(f"{total} of {context} tokens")
 
 
-def _filled(subject: Subject, share: float) -> tuple[str, int]:
+def filled(subject: Subject, share: float) -> tuple[str, int]:
     """Return a text that fills a share of the context and its tokens: what one repetition costs is measured by two requests."""
 
     def tokens(repetitions: int) -> int:
@@ -46,7 +46,7 @@ def _filled(subject: Subject, share: float) -> tuple[str, int]:
 
 def full_context(subject: Subject) -> Finding:
     """A prompt that fills nine tenths of the context is answered, and counted as that long."""
-    text, want = _filled(subject, SHARE)
+    text, want = filled(subject, SHARE)
     prompt, _ = usage_of(subject.endpoint.chat(text, temperature=0, max_tokens=4))
     expect(0.8 * want <= prompt <= subject.context(), f"{prompt} prompt tokens", f"about {want} were sent")
     return Finding(f"{prompt} of {subject.context()} tokens answered", figures={"prompt-tokens": prompt})
@@ -54,7 +54,7 @@ def full_context(subject: Subject) -> Finding:
 
 def needle(subject: Subject) -> Finding:
     """A number that stands in the middle of nine tenths of the context is found."""
-    text, _ = _filled(subject, SHARE - 0.1)
+    text, _ = filled(subject, SHARE - 0.1)
     half = len(text) // 2
     ask = (
         f"{text[:half]}\nThe secret number is {SECRET}.\n{text[half:]}\nWhat is the secret number? Answer with the number alone."

@@ -12,13 +12,28 @@ from typing import Any, Final
 
 from release.errors import ServingError
 from release.types import JSON
-from release.validators.conformance.check import ASK, GREEDY, DeviationError, Finding, Subject, asked, expect, text_of
+from release.validators.conformance.check import (
+    ASK,
+    GREEDY,
+    AbsentError,
+    DeviationError,
+    Finding,
+    Subject,
+    asked,
+    expect,
+    offered,
+    text_of,
+    usage_of,
+)
+from release.validators.conformance.limits import filled
 
 ASKS: Final = ("What is 37+45?", "What is 12+30?", "What is 58+67?", "What is 91+8?")
 AT_ONCE: Final = 16
 MOST: Final = 257
 SEQUENCES: Final = 32
 """How many requests a server is taken to run at once where nobody says."""
+LONG: Final = 1024
+"""Tokens of a long prompt; sixteen are more than the step of an engine holds by default (vLLM: 2048 on host processors, 8192 on GPUs)."""
 HANG_UPS: Final = 8
 SETTLES: Final = 10.0
 """Seconds within which requests whose clients are gone must have left the server."""
@@ -55,6 +70,30 @@ def one_too_many(subject: Subject) -> Finding:
     count = min(MOST, (subject.max_num_seqs or SEQUENCES) + 1)
     texts = all_of(count, lambda number: text_of(subject.endpoint.chat(f"What is {number}+7?", **GREEDY)), range(count))
     return Finding(f"{len(texts)} of {count} answered", figures={"requests": count})
+
+
+def long_at_once(subject: Subject) -> Finding:
+    """Long prompts at once, each sampled by its own seed, are all answered: the engine has to prefill some of them in parts.
+
+    An engine that sets a seed's generator back where it throws away what it sampled of half a prompt can do so on a GPU alone: on
+    processors that serve through the host's generator the engine ends (vLLM 0.32, "CPU Generator does not use offset").
+    """
+    text, want = filled(subject, min(0.5, LONG / subject.context()))
+    ask: JSON = {"temperature": 1.0, "max_tokens": 4}
+    try:
+        offered(lambda: subject.endpoint.chat(ASK, **ask, seed=1), "seed")
+        seeds = [{"seed": number} for number in range(AT_ONCE)]
+    except AbsentError:
+        seeds = [{}] * AT_ONCE
+
+    def one(number: int) -> int:
+        return usage_of(subject.endpoint.chat(f"{number}. {text}", **ask, **seeds[number]))[0]
+
+    tokens = sum(all_of(AT_ONCE, one, range(AT_ONCE)))
+    expect(tokens >= 0.8 * AT_ONCE * want, f"{tokens} prompt tokens", f"about {AT_ONCE * want} were sent")
+    return Finding(
+        f"{AT_ONCE} of {AT_ONCE} answered, {tokens} prompt tokens", figures={"requests": AT_ONCE, "prompt-tokens": tokens}
+    )
 
 
 def _running(subject: Subject) -> float | None:

@@ -92,6 +92,7 @@ CHECKS: Final[dict[str, Check]] = {
     "reasoning-history": Check("a turn with its thoughts taken", reasoning.reasoning_history, "reasoning"),
     "many-at-once": Check("16 of 16 answered, none with another's answer", load.many_at_once),
     "one-too-many": Check("all answered, one more than run at once", load.one_too_many),
+    "long-at-once": Check("16 of 16 answered, long prompts and a seed each", load.long_at_once, "context"),
     "hang-up": Check("an answer after clients that hung up, no slot taken", load.hang_up),
     "soak": Check("no failed request, not slower at last than at first", load.soak, "soak"),
     "bad-json": Check(REFUSED, errors.bad_json),
