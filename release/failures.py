@@ -14,8 +14,8 @@ ON_DEVICE: Final = ("start-up", "conformance", "consistency", "accuracy", "perfo
 QUOTED: Final = 160
 """Characters of evidence that are quoted."""
 
-ERROR: Final = r"\b[A-Z]\w*(?-i:Error|Exception): (?!Engine core initialization failed)[^\n]{1,300}"
-"""How Python tells an error in a log, but for the one by which vLLM says that another process had one."""
+ERROR: Final = r"(?<!`)\b[A-Z]\w*(?-i:Error|Exception): (?!Engine core initialization failed)[^\n]{1,300}"
+"""How Python tells an error in a log, but for the one by which vLLM says that another process had one, and those that a warning quotes."""
 
 SUPPLY: Final = ("fetch", "unpatch", "wheels", "base", "checkpoint", "weights", "render", "image", "card", "publish")
 BY_STAGE: Final = {

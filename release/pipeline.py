@@ -229,7 +229,7 @@ class Run:
         dying = isinstance(problem, ServingError) and getattr(problem, "status", 500) >= 500
         log = self.session.last_words(server, DYING if dying else 0.0)
         if log:
-            problem.next_step = f"{problem.next_step}\n{tail(log)}".strip()
+            problem.next_step = f"{problem.next_step}\nthe server died:\n{tail(log)}".strip()
             with suppress(OSError, StoreError):  # a full disk must not stand before what failed
                 kept = self.store.partial(partial) / "died.log"
                 kept.write_text(log, encoding="utf-8")

@@ -77,6 +77,13 @@ def past(here: House, *fates: dict[str, Any], cells: Sequence[str] = (), ended: 
         ("accuracy", "the server was not healthy after 300 s", "", "start-up", "not ready in time"),
         ("trace", "the server died at question a-7: no answer", "its log is empty", "start-up", "server died"),
         ("accuracy", "the server died at question a-7: no answer", OOM, "start-up", "device memory"),
+        (
+            "trace",
+            "HTTP 500: EngineCore had an issue",
+            "the server died:\nit said: RuntimeError: no offset",
+            "start-up",
+            "error in its log",
+        ),
         ("serve", "the server ended with status 1", "it said: KeyError: 'q_proj'\nmore", "start-up", "error in its log"),
         ("serve", "the server ended with status 1", "ValueError: the format is unknown", "start-up", "error in its log"),
         (

@@ -225,6 +225,9 @@ class Handler(BaseHTTPRequestHandler):
             self.fail(400 if self.has("unknown-model-400") else 404, "no such model", "NotFoundError")
         elif size > CONTEXT and self.has("overlong-500"):
             self.fail(500, "boom", "InternalServerError")
+        elif size > CONTEXT and self.has("overlong-kills-late"):
+            self.fail(500, "the engine is gone", "InternalServerError")
+            threading.Thread(target=self.server_stub.die).start()
         elif size > CONTEXT and self.has("overlong-kills"):
             threading.Thread(target=self.server_stub.die).start()
             self.server_stub.stopped.wait(5)
@@ -284,7 +287,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if crowded and self.has("seeds-break") and "seed" in body and len(prompt) > CONTEXT // 4:
-            return self.send(500, {"error": {"message": "the engine is gone", "type": "InternalServerError", "code": 500}})
+            return self.fail(500, "the engine is gone", "InternalServerError")
         if crowded and self.has("crosstalk"):
             prompt = "What is 12+30?"
         text = self.words(body, prompt)

@@ -253,7 +253,7 @@ def test_other_answers_under_load_are_reported_and_no_failure() -> None:
 
 @pytest.mark.integration
 def test_a_server_that_dies_ends_the_run_and_names_the_check() -> None:
-    with Stub("overlong-kills") as stub, pytest.raises(ServingError, match="conformance/overlong-prompt: the server is dead"):
+    with Stub("overlong-kills") as stub, pytest.raises(ServingError, match="conformance/overlong-prompt: the server died"):
         conformance(Endpoint(stub.url, MODEL, read_timeout=5), max_model_len=CONTEXT, progress=lambda *_: None)
 
 
@@ -328,8 +328,9 @@ def test_a_server_that_cannot_be_reached_has_verdicts_too(monkeypatch: pytest.Mo
 
 
 @pytest.mark.integration
-def test_a_server_that_dies_fails_what_could_not_be_asked() -> None:
-    with Stub("overlong-kills") as stub:
+@pytest.mark.parametrize("defect", ["overlong-kills", "overlong-kills-late"])
+def test_a_server_that_dies_fails_what_could_not_be_asked(defect: str) -> None:
+    with Stub(defect) as stub:
         verdicts = by_name(validate(stub.url, MODEL, timeout=5))
     assert verdicts["overlong-prompt"].status is Status.FAILED
     assert verdicts["healthy-after-errors"].reason == "the server died at the check overlong-prompt"

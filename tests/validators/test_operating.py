@@ -68,5 +68,7 @@ def test_what_a_dead_server_said_first_is_told_before_its_last_lines() -> None:
     assert tail(f"{echo}\n{log}") == tail(log), "which says that another process had an error"
     assert tail("one\nValueError: no\n").count("ValueError") == 1
     assert tail(" \n") == "its log is empty"
+    warned = "WARNING This can cause errors like `OSError: [Errno 24] Too many open files`."
+    assert tail(f"{warned}\n{log}") == tail(log), "which is a warning's example"
     young = "\n".join(["ValueError: what a client asked an hour ago", *["200 OK"] * 500, log])
     assert tail(young) == tail(log), "which did not end it"

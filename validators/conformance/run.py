@@ -104,10 +104,11 @@ def look_at(
 ) -> tuple[tuple[Verdict, ...], ServingError | None]:
     """Run checks in order; return their verdicts, and what the server died of if it did.
 
-    Once it is dead, `within` seconds are over, or STRIKES checks in a row had no answer in time, the others are FAILED unasked.
+    Once it is dead, `within` seconds are over, or STRIKES checks in a row had no answer in time, the others are FAILED unasked. An
+    engine that answers 500 as it ends and lets the next check find it dead died at the check that got the 500.
     """
     began, strikes, answered = time.monotonic(), 0, False
-    over, death = "", None
+    over, death, shaken = "", None, ""
     verdicts = []
     for number, (name, check) in enumerate(checks.items()):
         progress(number, len(checks), name)
@@ -122,10 +123,12 @@ def look_at(
             answered = answered or not isinstance(problem, UnreachableError | PatienceError)
             strikes = strikes + 1 if isinstance(problem, PatienceError) else 0
             if isinstance(problem, UnreachableError | PatienceError) and not _recovers(subject.endpoint):
-                death = ServingError(f"the server is dead: {problem}", where=PREFIX + name, next_step="its log says why")
-                over = f"the server died at the check {name}" if answered else "the server cannot be reached"
+                guilty = shaken or name
+                death = ServingError(f"the server died: {problem}", where=PREFIX + guilty, next_step="its log says why")
+                over = f"the server died at the check {guilty}" if answered else "the server cannot be reached"
             elif strikes == STRIKES:
                 over = f"{STRIKES} checks in a row had no answer in time, the last of them {name}"
+            shaken = (shaken or name) if _breaks(problem) else ""
         verdicts.append(_verdict(name, check, found, subject.endpoint))
     progress(len(checks), len(checks), "done")
     return tuple(verdicts), death
@@ -151,6 +154,11 @@ def _look(check: Check, subject: Subject, wanted: Collection[str]) -> tuple[Find
     except Exception as problem:  # a foreign answer can break a check in ways nobody thought of; the other checks still count
         cause, measured, reason = problem, "the check broke", f"{type(problem).__name__}: {problem!s:.300}"
     return Finding(measured, reason, status=status), cause
+
+
+def _breaks(problem: Exception | None) -> bool:
+    """Say whether a check was answered with a status of 500 or more."""
+    return getattr(problem, "status", 0) >= 500 or str(getattr(problem, "measured", "")).startswith("HTTP 5")
 
 
 def _verdict(name: str, check: Check, found: Finding, endpoint: Endpoint) -> Verdict:
