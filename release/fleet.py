@@ -78,7 +78,7 @@ class Fleet:
             raise HostError(
                 f"{other} and {name} are one engine, whose ID is {engine.identity}: what both lend would be lent twice",
                 next_step=f"leave one of them out of hosts.yaml; if they are two machines, made of one image, give {name}'s engine an ID "
-                "of its own: remove engine-id in its data folder, and start it anew",
+                "of its own: remove engine-id in its data folder (an older Docker has /etc/docker/key.json), and start it anew",
             )
 
     @contextlib.contextmanager

@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "release", settings.default, deadline=None
+)  # a busy machine is no failure; what `CI` asks for besides stays
+settings.load_profile("release")
 
 REAL: Final = ("integration", "engine")
 """Marks of the tests that may start processes and open connections."""
