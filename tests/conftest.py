@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -26,6 +27,11 @@ STARTERS: Final = (
 GOLDEN: Final = Path(__file__).parent / "golden"
 PIP: Final = (".config/pip/pip.conf", ".pip/pip.conf")
 """Where pip keeps the user's own configuration, under the home."""
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C, and have all that tests start heed it: a shell gives its background jobs a SIGINT that is ignored, and they hand it on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
