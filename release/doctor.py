@@ -29,8 +29,6 @@ PROGRAMS: Final = {
     "git": "sudo apt-get install git",
     "mmdebstrap": "sudo apt-get install mmdebstrap (only for bases made with bootstrap)",
 }
-
-
 GIVEN: Final = "3"
 """What Linux says of an interface whose hardware address was set (NET_ADDR_SET)."""
 
@@ -55,10 +53,10 @@ def _engine(kind: str) -> list[Finding]:
 
     try:
         with connect(kind) as engine:
-            there = Finding("container engine", "ok", f"{engine.kind} {engine.version} at {engine.address}")
-            return (
-                [there, *bridge(engine, lambda path: Path(path).read_text())] if engine.address.startswith("unix:") else [there]
-            )
+            found = [Finding("container engine", "ok", f"{engine.kind} {engine.version} at {engine.address}")]
+            if engine.address.startswith("unix:"):
+                found += bridge(engine, lambda path: Path(path).read_text())
+            return found
     except EngineError as problem:
         return [Finding("container engine", "missing", problem.message, problem.next_step)]
 

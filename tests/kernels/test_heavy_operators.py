@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from planting import planted
+from planting import CPU, EXACT, MATRIX, failed, planted
 
-from release.matrix.load import Matrix
-from release.operators import PYTHON, ROOM, Check, check
+from release.operators import PYTHON, ROOM, check
 from release.show.kernels import checked
 from release.types import Status
 
-MATRIX: Final = Matrix()
-CPU: Final = MATRIX.chip("cpu")
 TINY: Final = {"tiny-r1": ["latent-attention", "grouped-topk", "align-experts", "expert-matmul"]}
 TINY["tiny-qwq"] = ["cache-write", "paged-attention"]
 TINY["qwen3-30b-a3b"] = ["softmax-topk"]
@@ -46,9 +43,6 @@ PLANTED: Final = {
     ),
 }
 """Of each error: the operator that shows it, the file, what stood there, and what stands there now."""
-NARROW: Final = ("fp8-matmul", "fp8-dequantise")
-"""The operators that give no float32; the others are tried in that alone, in which errors show best."""
-OF_QWEN: Final = ("cache-write", "paged-attention")
 HIDDEN: Final = {
     "paged-attention": ("paged_attention.py", "other=0).to(tl.int64)", "other=0)", "rows 2^30 apart"),
     "cache-write": (
@@ -65,25 +59,18 @@ HIDDEN: Final = {
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
-    """Check a copy of the room in which each operator has one error."""
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Return the operators that failed in a copy of the room in which each has one error."""
     room = planted(tmp_path_factory.mktemp("room"), [(name, was, now) for _, name, was, now in PLANTED.values()])
-    others = [name for name, *_ in PLANTED.values() if name not in (*NARROW, *OF_QWEN)]
-    exact = CPU.model_copy(update={"dtypes": ["fp32"]})
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(PYTHON, raising=False)
-        return [
-            check(CPU, MATRIX.model("tiny-r1"), NARROW, room=room),
-            check(exact, MATRIX.model("tiny-r1"), others, room=room),
-            check(exact, MATRIX.model("tiny-qwq"), OF_QWEN, room=room),
-        ]
+        return {verdict.figures["operator"] for verdict in failed(room, [operator for operator, *_ in PLANTED.values()])}
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("error", PLANTED)
-def test_the_check_catches(spoilt: list[Check], error: str) -> None:
-    failed = {verdict.figures["operator"] for found in spoilt for verdict in found.verdicts if verdict.status is Status.FAILED}
-    assert PLANTED[error][0] in failed
+def test_the_check_catches(spoilt: set[str], error: str) -> None:
+    assert PLANTED[error][0] in spoilt
 
 
 @pytest.mark.integration
@@ -92,21 +79,15 @@ def test_errors_that_most_shapes_hide_are_caught_by_the_case_that_is_there_for_t
 ) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
     room = planted(tmp_path, [(name, was, now) for name, was, now, _ in HIDDEN.values()])
-    exact = CPU.model_copy(update={"dtypes": ["fp32"]})
-    of_qwen = [name for name in HIDDEN if name in OF_QWEN]
-    verdicts = [
-        *check(exact, MATRIX.model("tiny-r1"), [name for name in HIDDEN if name not in of_qwen], room=room).verdicts,
-        *check(exact, MATRIX.model("tiny-qwq"), of_qwen, room=room).verdicts,
-    ]
-    failed = {(one.figures["operator"], one.figures["case"]) for one in verdicts if one.status is Status.FAILED}
-    assert {(operator, case) for operator, (*_, case) in HIDDEN.items()} <= failed, failed
+    found = {(one.figures["operator"], one.figures["case"]) for one in failed(room, HIDDEN)}
+    assert {(operator, case) for operator, (*_, case) in HIDDEN.items()} <= found, found
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("model", TINY)
 def test_heavy_operators_pass_at_the_shapes_of_a_model(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
-    chip = CPU.model_copy(update={"dtypes": ["fp32"]}) if model != "tiny-qwq" else CPU
+    chip = EXACT if model != "tiny-qwq" else CPU
     found = check(chip, MATRIX.model(model), TINY[model])
     assert found.passed, checked(found, cases=False, as_json=False)
     assert {verdict.figures["operator"] for verdict in found.verdicts if verdict.status is Status.PASSED} == set(TINY[model])

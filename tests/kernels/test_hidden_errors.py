@@ -6,21 +6,12 @@ Each is planted in a copy of the room, and the check shows it in the cases that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import pytest
-from planting import planted
+from planting import failed, planted
 
-from release.matrix.load import Matrix
-from release.operators import PYTHON, Check, check
-from release.types import Status
-
-MATRIX: Final = Matrix()
-CPU: Final = MATRIX.chip("cpu")
-EXACT: Final = CPU.model_copy(update={"dtypes": ["fp32"]})
-HALF: Final = ("fp8-matmul", "fp8-dequantise")
-"""Operators that give no float32; the others are tried in that alone."""
+from release.operators import PYTHON
 
 
 class Error(NamedTuple):
@@ -34,6 +25,11 @@ class Error(NamedTuple):
     @property
     def file(self) -> str:
         return f"{self.operator.replace('-', '_')}.py"
+
+
+def spread(*names: str) -> tuple[str, ...]:
+    """Return the words of the cases in which these are every other element of what is longer."""
+    return tuple(f"every other element of {name}" for name in names)
 
 
 LAID: Final = ("laid otherwise",)
@@ -107,31 +103,31 @@ ERRORS: Final = {
         "cache-write",
         "    whole(slots=slots, key_scale=key_scale, value_scale=value_scale)\n",
         "",
-        ("every other element of slots", "every other element of key_scale", "every other element of value_scale"),
+        spread("slots", "key_scale", "value_scale"),
     ),
     "caches that are spread are taken": Error(
-        "cache-write", " or key_cache.stride(3) != 1:", ":", ("every other element of key_cache, value_cache",)
+        "cache-write", " or key_cache.stride(3) != 1:", ":", spread("key_cache, value_cache")
     ),
     "tables that are spread are taken": Error(
-        "paged-attention", 'rows_of(tables, "tables").stride(0)', "tables.stride(0)", ("every other element of tables",)
+        "paged-attention", 'rows_of(tables, "tables").stride(0)', "tables.stride(0)", spread("tables")
     ),
     "lengths and scales that are spread are taken": Error(
         "paged-attention",
         "    whole(lengths=lengths, key_scale=key_scale, value_scale=value_scale)\n",
         "",
-        ("every other element of lengths", "every other element of key_scale", "every other element of value_scale"),
+        spread("lengths", "key_scale", "value_scale"),
     ),
     "prefixes and starts that are spread are taken": Error(
         "prefill-attention",
         "    whole(starts=starts, prefixes=prefixes)\n",
         "",
-        ("every other element of starts", "every other element of prefixes"),
+        spread("starts", "prefixes"),
     ),
     "an order that is spread is taken": Error(
         "expert-matmul",
         "    whole(order=order, owners=owners, used=used, weights=weights)\n",
         "",
-        ("every other element of order", "every other element of owners", "every other element of weights"),
+        spread("order", "owners", "weights"),
     ),
     "programs of a token write the same channels": Error(
         "cache-write", "tl.program_id(1) * BLOCK + ", "", ("more channels than a program",)
@@ -154,12 +150,6 @@ def rooms() -> list[dict[str, Error]]:
     return found
 
 
-def failures(found: Sequence[Check], operator: str) -> set[str]:
-    """Return the cases that failed of an operator."""
-    every = [verdict for one in found for verdict in one.verdicts]
-    return {one.figures["case"] for one in every if one.status is Status.FAILED and one.figures["operator"] == operator}
-
-
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Return by error the cases that failed of its operator."""
@@ -168,16 +158,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         patch.delenv(PYTHON, raising=False)
         for errors in rooms():
             room = planted(tmp_path_factory.mktemp("room"), [(error.file, error.was, error.now) for error in errors.values()])
-            asked = {error.operator for error in errors.values()}
-            checks = []
-            for chip, model, own in (
-                (EXACT, "tiny-qwq", asked & {"cache-write", "paged-attention"}),
-                (EXACT, "qwen3-30b-a3b", asked & {"softmax-topk"}),
-                (CPU, "tiny-r1", asked & set(HALF)),
-                (EXACT, "tiny-r1", asked - {"cache-write", "paged-attention", "softmax-topk", *HALF}),
-            ):
-                checks += [check(chip, MATRIX.model(model), sorted(own), room=room)] if own else []
-            found |= {name: failures(checks, error.operator) for name, error in errors.items()}
+            verdicts = failed(room, {error.operator for error in errors.values()})
+            for name, error in errors.items():
+                found[name] = {one.figures["case"] for one in verdicts if one.figures["operator"] == error.operator}
     return found
 
 

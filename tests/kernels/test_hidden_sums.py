@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from planting import planted
+from planting import CPU, MATRIX, planted
 
-from release.matrix.load import Matrix
 from release.operators import DTYPES, PYTHON, ROOM, check, facts_of
 from release.types import Status
 
-MATRIX: Final = Matrix()
-CPU: Final = MATRIX.chip("cpu")
 VALUES: Final = (
     "blocks.py",
     "product(power.to(v.dtype), v, result * decay[:, None])",

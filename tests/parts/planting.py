@@ -5,8 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
-from release.operators import ROOM
+from release.matrix.load import Matrix
+from release.operators import ROOM, check
+from release.types import Status, Verdict
+
+MATRIX: Final = Matrix()
+CPU: Final = MATRIX.chip("cpu")
+EXACT: Final = CPU.model_copy(update={"dtypes": ["fp32"]})
+"""The chip with the dtype in which errors show best."""
+PLACES: Final = (
+    (EXACT, "tiny-qwq", frozenset({"cache-write", "paged-attention"})),
+    (EXACT, "qwen3-30b-a3b", frozenset({"softmax-topk"})),
+    (CPU, "tiny-r1", frozenset({"fp8-matmul", "fp8-dequantise"})),
+)
+"""Where operators are tried that tiny-r1 does not have, or that give no float32."""
 
 
 def planted(folder: Path, errors: Iterable[tuple[str, str, str]]) -> Path:
@@ -19,3 +33,12 @@ def planted(folder: Path, errors: Iterable[tuple[str, str, str]]) -> Path:
         assert text.count(was) == 1, f"{name} changed: {was!r} stands there {text.count(was)} times"
         file.write_text(text.replace(was, now), encoding="utf-8")
     return room
+
+
+def failed(room: Path, operators: Iterable[str]) -> list[Verdict]:
+    """Check operators of a room, each at a model that has it and where errors show best; return the verdicts that failed."""
+    rest, found = frozenset(operators), list[Verdict]()
+    for chip, model, own in (*PLACES, (EXACT, "tiny-r1", rest.difference(*(own for *_, own in PLACES)))):
+        if asked := sorted(rest & own):
+            found += check(chip, MATRIX.model(model), asked, room=room).verdicts
+    return [verdict for verdict in found if verdict.status is Status.FAILED]
