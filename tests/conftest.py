@@ -13,9 +13,8 @@ from typing import Any, Final, NoReturn
 import pytest
 from hypothesis import settings
 
-settings.register_profile(
-    "release", settings.default, deadline=None
-)  # a busy machine is no failure; what `CI` asks for besides stays
+# A busy machine is no failure: no property has a deadline. What `CI` asks for besides stays.
+settings.register_profile("release", settings.default, deadline=None)
 settings.load_profile("release")
 
 REAL: Final = ("integration", "engine")

@@ -299,7 +299,7 @@ MEMBER: Final = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(MEMBER, max_size=8))
 def test_rewriting_is_idempotent_and_loses_nothing(drawn: list[Entry]) -> None:
     layer = make(*drawn, format=tarfile.PAX_FORMAT)
@@ -318,7 +318,7 @@ def test_rewriting_is_idempotent_and_loses_nothing(drawn: list[Entry]) -> None:
 
 
 @given(st.binary(max_size=2048))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     for layer in (data + bytes(-len(data) % 512) + bytes(1024), PLAIN[:1536] + data):
         try:

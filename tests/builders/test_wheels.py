@@ -97,7 +97,7 @@ def test_pins_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
         pins(tmp_path, b"\xff\xfe")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(alphabet=st.characters(exclude_categories=["Cs"]))
     | st.lists(st.sampled_from([*HOSTILE, f"a==1 {HASH}", "\n", "#", "\x85"])).map("".join)

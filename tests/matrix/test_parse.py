@@ -285,7 +285,7 @@ WORDS = st.sampled_from(
     ]
 )
 KINDS = st.sampled_from([Chip, Model, CellFile])
-OFTEN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+OFTEN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @OFTEN

@@ -352,7 +352,7 @@ def test_without_git_at_the_first_import_the_error_is_the_same_and_importing_is_
 NAMES = st.text(st.sampled_from("ab/ .\t\"\\ä'~→"), min_size=1, max_size=8)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), content=st.binary(max_size=20), rename=st.booleans())
 def test_reader_and_git_agree_on_the_files_of_any_patch(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], content: bytes, rename: bool

@@ -95,14 +95,14 @@ def test_each_of_several_recipients_opens_it(key: PrivateKey, other_key: Private
 
 
 @given(plaintext=st.binary(max_size=300))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_plaintext_comes_back_from_both_formats(key: PrivateKey, plaintext: bytes) -> None:
     assert decrypt(encrypt(plaintext, [key.public]), key) == plaintext
     assert decrypt(encrypt_for_flagscale(plaintext, key.public), key) == plaintext
 
 
 @given(data=st.data(), bit=st.integers(0, 7))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_bit_flipped_anywhere_in_our_container_is_noticed(key: PrivateKey, data: st.DataObject, bit: int) -> None:
     made = bytearray(encrypt(PATCH, [key.public]))
     at = data.draw(st.integers(0, len(made) - 1))
@@ -114,7 +114,7 @@ def test_a_bit_flipped_anywhere_in_our_container_is_noticed(key: PrivateKey, dat
 
 
 @given(data=st.data(), bit=st.integers(0, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_bit_flipped_in_flagscales_key_or_padding_is_noticed(
     key_folder: Path, key: PrivateKey, data: st.DataObject, bit: int
 ) -> None:
@@ -130,7 +130,6 @@ def test_a_bit_flipped_in_flagscales_key_or_padding_is_noticed(
 
 
 @given(st.binary(max_size=700) | st.binary(max_size=100).map(lambda tail: cipher.MAGIC + b"\x01\x01" + tail))
-@settings(deadline=None)
 def test_foreign_bytes_end_in_one_kind_of_error(key: PrivateKey, content: bytes) -> None:
     with pytest.raises(PatchError):
         decrypt(content, key)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from release.errors import PatchError, RequestError
@@ -212,7 +212,6 @@ def test_keys_do_not_show_what_they_hold(key: PrivateKey) -> None:
     assert repr(key.public) == f"PublicKey({key.public.id[:8]}…)"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3000), st.binary(min_size=1, max_size=40))
 def test_foreign_bytes_in_a_key_never_end_in_another_error_and_no_message_quotes_the_key(
     key_folder: Path, at: int, noise: bytes

@@ -337,7 +337,7 @@ NAMES = st.lists(st.sampled_from(["a", "b", "ä ö", '"q"', "x.txt"]), min_size=
 FILES = st.tuples(st.sampled_from([*CONTENTS.values(), b"x\n" * 50]) | st.binary(max_size=30), st.booleans())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(old=st.dictionaries(NAMES, FILES, max_size=5), new=st.dictionaries(NAMES, FILES, max_size=5))
 def test_any_two_trees_make_a_set_that_turns_one_into_the_other(
     tmp_path_factory: pytest.TempPathFactory, old: dict[str, tuple[bytes, bool]], new: dict[str, tuple[bytes, bool]]

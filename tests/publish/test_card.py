@@ -461,7 +461,7 @@ def visible(text: str) -> bool:
     return bool(CONTROL.sub(" ", text).strip())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(EVIL).filter(visible) | st.text().filter(visible) | st.text(alphabet="|\\<>&`~#-\n =*[]:1.").filter(visible)
 )

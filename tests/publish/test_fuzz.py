@@ -121,7 +121,7 @@ def test_no_bytes_make_a_reader_fail_in_another_way(name: str, known: dict[str, 
     if reader.is_json:
         documents = documents | mutated(reader.sound) | mutated(reader.sound)
 
-    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, database=None, suppress_health_check=list(HealthCheck))
     @given(documents)
     def check(data: bytes) -> None:
         run(reader, data)

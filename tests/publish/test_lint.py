@@ -385,7 +385,7 @@ def test_what_is_published_and_mounted_is_read() -> None:
 # Text of any kind
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.text()
     | st.text(alphabet="`~|#-\\'\"\n $<>=:/ab01%（")

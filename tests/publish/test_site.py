@@ -381,7 +381,7 @@ def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES: Final = places_in(built("abacus", "pebble-7b", "bf16", status="SKIPPED", waivers=[WAIVER]))[1:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
 def test_whatever_stands_in_a_record_it_is_shown_as_text_or_left_out(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     record = built("abacus", "pebble-7b", "bf16", status="SKIPPED", waivers=[WAIVER])

@@ -266,7 +266,7 @@ def shapes(draw: st.DrawFn) -> Shape:
 
 
 @given(shapes(), st.integers(1, 4), st.integers(2, 4), st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_graph_ends_with_each_task_done_once_or_a_reason(
     tmp_path: Path, shape: Shape, jobs: int, units: int, keep_going: bool
 ) -> None:

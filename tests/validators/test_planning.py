@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from release.validators.statistics import (
@@ -78,7 +78,6 @@ def test_a_third_look_is_refused(looks: int) -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-@settings(deadline=None)
 def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     if p_values:

@@ -22,7 +22,7 @@ def test_newcombe_gives_the_published_intervals() -> None:
 
 
 @given(counts, st.sampled_from([0.8, 0.9, 0.95]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_newcombe_agrees_with_statsmodels(table: tuple[int, int, int, int], confidence: float) -> None:
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     k1, n1, k2, n2 = table
@@ -31,7 +31,7 @@ def test_newcombe_agrees_with_statsmodels(table: tuple[int, int, int, int], conf
 
 
 @given(counts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_p_value_of_no_loss_and_the_interval_never_disagree(table: tuple[int, int, int, int]) -> None:
     k1, n1, k2, n2 = table
     p = newcombe_loss(k1 / n1, n1, k2 / n2, n2)
@@ -59,7 +59,7 @@ def _p_of_a_likelihood_maximised_by_numbers(table: tuple[int, int, int, int], ma
 
 
 @given(counts, st.sampled_from([0.01, 0.02, 0.05, 0.2]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_farrington_and_manning_agree_with_any_likelihood_maximised_by_numbers(
     table: tuple[int, int, int, int], margin: float
 ) -> None:
@@ -99,7 +99,7 @@ def test_farrington_and_manning_decide_the_extremes() -> None:
 
 
 @given(st.floats(-30, 30).filter(lambda t: abs(t) > 1e-3), st.floats(1, 500))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_student_agrees_with_scipy(t: float, freedom: float) -> None:
     stats = pytest.importorskip("scipy.stats")
     assert student_tail(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-8)

@@ -143,7 +143,7 @@ def test_wilson_gives_the_published_intervals() -> None:
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_wilson_agrees_with_statsmodels(share: tuple[int, int]) -> None:
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     assert wilson_interval(*share, 0.95) == pytest.approx(proportion.proportion_confint(*share, method="wilson"), abs=1e-12)
@@ -156,7 +156,7 @@ def test_wilson_refuses_what_is_no_proportion() -> None:
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
@@ -168,7 +168,7 @@ def test_mcnemar_takes_large_counts() -> None:
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_test_of_two_proportions_is_the_pooled_z_test(k1: int, k2: int) -> None:
     proportion = pytest.importorskip("statsmodels.stats.proportion")
     if (k1, k2) in ((0, 0), (300, 300)):

@@ -30,7 +30,7 @@ from release.progress import Line, Plain
 
 pytest.importorskip("numba", reason="quantising needs numba: pip install 'release[weights]'")
 
-OFTEN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+OFTEN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 EPSILON = np.float32(2.0**-23)
 HALF = 127 * 2.0**-23
 """What float32 may add to half a step where it rounds x / s: half a unit in the last place of 127, as a share of one half."""

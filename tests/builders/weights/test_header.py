@@ -22,7 +22,7 @@ from release.builders.weights.catalogue import read_catalogue
 from release.builders.weights.header import Header, pack_header, read_file, read_header
 from release.errors import StageError
 
-OFTEN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+OFTEN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 INDEX = "model.safetensors.index.json"
 
 

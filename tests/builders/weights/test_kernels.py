@@ -25,8 +25,7 @@ from release.builders.weights.proof import REFERENCES, verify
 from release.builders.weights.run import run
 from release.errors import StageError, VerificationError
 
-OFTEN = settings(deadline=None)
-SOMETIMES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+SOMETIMES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 VIEWS = {"BF16": BF16, "F16": np.dtype(np.float16), "F32": np.dtype(np.float32), "I8": np.dtype(np.int8)}
 
 
@@ -152,7 +151,6 @@ WORDS = st.integers(0, 2**32 - 1) | st.builds(
 )
 
 
-@OFTEN
 @given(st.lists(WORDS, min_size=1))
 @pytest.mark.parametrize("to", ["bf16", "fp16"])
 def test_any_float32_becomes_the_nearest(to: str, words: list[int]) -> None:
@@ -167,7 +165,6 @@ def test_any_float32_becomes_the_nearest(to: str, words: list[int]) -> None:
     assert counts.get("infinite", 0) == np.isinf(source).sum()
 
 
-@OFTEN
 @given(st.lists(WORDS, min_size=1))
 def test_numpy_alone_gives_the_same_bits_and_counts(words: list[int]) -> None:
     source = np.array(words, np.uint32)

@@ -34,7 +34,7 @@ def divergence(p: Array, q: Array) -> Array:
     return np.asarray((p * (np.log(p) - np.log(q))).sum(axis=1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.integers(1, 25), st.floats(0.02, 5.0), st.floats(0.0, 4.0))
 def test_the_bound_is_never_above_the_true_divergence(seed: int, words: int, top: int, spread: float, noise: float) -> None:
     rng = np.random.default_rng(seed)

@@ -237,7 +237,7 @@ def test_what_cannot_be_compared_is_unverifiable_and_says_why(other: Performance
 @given(
     st.lists(st.floats(1, 1e5), min_size=1, max_size=5), st.lists(st.floats(1, 1e5), min_size=1, max_size=5), st.floats(0.1, 2)
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_pass_means_that_every_pair_of_repeats_keeps_the_bound(mine: list[float], theirs: list[float], least: float) -> None:
     mine, theirs = [round(rate) for rate in mine], [round(rate) for rate in theirs]
     verdict = gate(measured(*mine), measured(*theirs), least, name="last", whose="x")
